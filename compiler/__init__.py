@@ -1,0 +1,37 @@
+"""edgec: an edge deployment compiler.
+
+    edgec.build("model.py:build", target="arm64", output="model.arm64.edgec")
+
+turns a trained model into one verified file per device. Names are loaded on first use,
+so that ``import edgec`` and ``edgec --help`` cost no torch and no onnx.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from edgec.build import build
+    from edgec.report import Report
+    from edgec.source import ImageSpec, Source
+
+_HOME = {
+    "ImageSpec": "edgec.source",
+    "Report": "edgec.report",
+    "Source": "edgec.source",
+    "build": "edgec.build",
+}
+
+__all__ = ["ImageSpec", "Report", "Source", "__version__", "build"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'edgec' has no attribute '{name}'")

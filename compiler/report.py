@@ -1,0 +1,168 @@
+"""What a build measured, as data: the report, its JSON form and nothing else.
+
+``report_terminal`` and ``report_html`` draw it for people. The JSON is schema-versioned:
+a field is added freely, a field that changes its meaning raises ``SCHEMA_VERSION``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison: the reference or the bundle.
+
+    latency_ms: median of one inference; None where it was not measured.
+    """
+
+    size_bytes: int
+    latency_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """How the latencies were taken: interleaved runs of both sides in one process."""
+
+    cpu: str
+    arch: str
+    threads: int
+    runs: int
+    is_target: bool  # False: this machine is not of the target's kind, ratios are a hint
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The user's task metric on the evaluation data; higher is better.
+
+    drop: reference - bundle, in the metric's own unit.
+    """
+
+    name: str
+    reference: float
+    bundle: float
+    drop: float
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The reference against the source (eager torch); None in the report where there is none.
+
+    max_abs_error: largest difference of any output on ``samples`` real inputs.
+    """
+
+    max_abs_error: float
+    sqnr_db: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass of the recipe.
+
+    changed: places changed. size_bytes, latency_ms: of the model after the step.
+    sqnr_db: of the model's outputs against the reference after the step.
+    """
+
+    name: str
+    parameters: Mapping[str, Any]
+    lossless: bool
+    seconds: float
+    changed: int
+    size_bytes: int
+    sqnr_db: float | None = None
+    latency_ms: float | None = None
+    findings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A node that a pass looked at and left alone."""
+
+    step: str
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Noise at the output of one layer that a lossy pass touched."""
+
+    name: str
+    op: str
+    sqnr_db: float
+
+
+@dataclass(frozen=True)
+class Promise:
+    """A limit that the user set, and what became of it.
+
+    value: None where it could not be judged; a promise that is not judged is not kept.
+    """
+
+    name: str
+    limit: float
+    value: float | None
+    kept: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that a build measured and decided.
+
+    agreement: share of samples on which bundle and reference agree, 0..1.
+    judged_on: which data the figures come from, in words.
+    """
+
+    name: str
+    target: str
+    source: str
+    edgec_version: str
+    size_bytes: int
+    reference: Side
+    bundle: Side
+    judged_on: str
+    samples: int
+    agreement: float | None = None
+    agreement_rule: str = ""
+    sqnr_db: float | None = None
+    speedup: float | None = None
+    metric: Metric | None = None
+    parity: Parity | None = None
+    measured_on: Measurement | None = None
+    steps: tuple[Step, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    layers: tuple[Layer, ...] = ()
+    promises: tuple[Promise, ...] = ()
+    findings: tuple[str, ...] = ()
+    bundle_path: str = ""
+    bundle_sha256: str = ""
+    build_seconds: float = 0.0
+    schema_version: int = field(default=SCHEMA_VERSION)
+
+    @property
+    def kept(self) -> bool:
+        """True if every promise is kept."""
+        return all(promise.kept for promise in self.promises)
+
+    def to_json(self) -> str:
+        """The report as indented JSON with sorted keys; a NaN or infinity becomes null."""
+        return json.dumps(_plain(dataclasses.asdict(self)), indent=2, sort_keys=True) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

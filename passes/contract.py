@@ -1,0 +1,111 @@
+"""The contract of a pass: a model and a context in, a model and an account out.
+
+A pass is a frozen dataclass of its parameters. It owns the model it is handed and may
+change it in place, but never the bytes of a tensor: clones share them. What it looked at
+and left alone goes into ``Result.skipped``; what it decided by measurement goes into
+``Result.decisions``, from which ``Context.lock`` replays it exactly.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+import onnx_ir as ir
+
+from edgec.targets import Target
+from edgec_runtime.errors import EdgecError
+
+Feeds = Mapping[str, np.ndarray[Any, Any]]
+Progress = Callable[[str, int, int], None]  # what, done, total
+
+
+class PassError(EdgecError):
+    """A pass cannot do what it was asked to; the message names the node."""
+
+
+class Stage(enum.IntEnum):
+    """When a pass runs. A recipe whose stages go backwards is an error.
+
+    TRAIN may stand before or after QUANTIZE.
+    """
+
+    CLEAN = 0
+    PRUNE = 1
+    TRAIN = 2
+    QUANTIZE = 3
+    LOWER = 4
+
+
+class Samples(Protocol):
+    """Feeds that can be iterated over any number of times, one at a time."""
+
+    def __iter__(self) -> Iterator[Feeds]:
+        """Yield the feeds of one run after the other, in a fixed order."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of runs."""
+        ...
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A node that a pass looked at and left alone."""
+
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a pass returns.
+
+    changed: exact count of the places changed; 0 means that the model is byte-equal.
+    touched: names of the values whose numbers a lossy pass altered (SQNR is taken there).
+    decisions: JSON data that replays this run exactly when given back as ``Context.lock``.
+    findings: facts that the user should see in the report.
+    """
+
+    model: ir.Model
+    changed: int
+    skipped: tuple[Skip, ...] = ()
+    touched: tuple[str, ...] = ()
+    decisions: Mapping[str, Any] = field(default_factory=dict)
+    findings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a pass may consult. Read only.
+
+    calibration, validation: disjoint; None where the user gave no data.
+    lock: decisions of an earlier run of this step; empty where nothing is to be replayed.
+    budget_s: seconds that a search may take; None is unlimited.
+    """
+
+    target: Target
+    reference: ir.Model
+    calibration: Samples | None = None
+    validation: Samples | None = None
+    lock: Mapping[str, Any] = field(default_factory=dict)
+    budget_s: float | None = None
+    seed: int = 0
+    progress: Progress = lambda what, done, total: None
+
+
+@runtime_checkable
+class Pass(Protocol):
+    """A frozen dataclass whose fields are its parameters."""
+
+    name: ClassVar[str]
+    stage: ClassVar[Stage]
+    lossless: ClassVar[bool]
+    version: ClassVar[int]
+
+    def run(self, model: ir.Model, context: Context) -> Result:
+        """Return the changed model and the account of what was done."""
+        ...

@@ -1,0 +1,145 @@
+"""Runs an ``onnx_ir.Model`` in ONNX Runtime: the one door from a graph in memory to numbers.
+
+Used by passes that measure (ranges, SQNR, latency) and by the compiler's checks. Weights
+of large models go through a temporary folder, since protobuf ends at 2 GB.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgec.passes.contract import Feeds, PassError
+from edgec.targets import Session
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+_PROTOBUF_LIMIT = 1_500_000_000  # bytes of weights above which a model is handed over in files
+
+
+def graph_bytes(model: ir.Model) -> bytes:
+    """The model as deterministic protobuf bytes, weights inside.
+
+    Raises PassError above the 2 GB that protobuf can hold.
+    """
+    if weights_size_bytes(model) > _PROTOBUF_LIMIT:
+        raise PassError("the model is larger than a protobuf file can hold (2 GB)")
+    return ir.to_proto(model).SerializeToString(deterministic=True)
+
+
+def weights_size_bytes(model: ir.Model) -> int:
+    """Bytes of all initializers, subgraphs included."""
+    return sum(
+        value.const_value.nbytes
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    )
+
+
+def open_session(
+    model: ir.Model,
+    *,
+    outputs: Sequence[str] | None = None,
+    settings: Session | None = None,
+    threads: int = 1,
+    optimized: bool = True,
+) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session of the model on this machine's CPU.
+
+    outputs: names of values to return instead of the graph's outputs; unknown names and
+    values inside subgraphs are an error. settings: session options of a target.
+    Raises PassError with ONNX Runtime's reason if the model cannot be loaded.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    if outputs is not None:
+        model = _with_outputs(model, outputs)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    disabled: list[str] = []
+    if settings is not None:
+        disabled = list(settings.disabled_optimizers)
+        for key, value in settings.config.items():
+            options.add_session_config_entry(key, value)
+        if not settings.prepacking:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    arguments = {"providers": ["CPUExecutionProvider"], "disabled_optimizers": disabled}
+    try:
+        if weights_size_bytes(model) <= _PROTOBUF_LIMIT:
+            return onnxruntime.InferenceSession(graph_bytes(model), options, **arguments)
+        with tempfile.TemporaryDirectory(prefix="edgec-") as folder:
+            path = pathlib.Path(folder) / "model.onnx"
+            ir.save(model.clone(), path, external_data="weights.bin")
+            return onnxruntime.InferenceSession(str(path), options, **arguments)
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise PassError(f"ONNX Runtime cannot load the model: {_one_line(error)}") from error
+    except Exception as error:
+        # onnxruntime's own exceptions (Fail, InvalidGraph, ...) derive from Exception alone
+        if type(error).__module__.startswith("onnxruntime"):
+            raise PassError(f"ONNX Runtime cannot load the model: {_one_line(error)}") from error
+        raise
+
+
+def run_values(
+    model: ir.Model, names: Sequence[str], samples: Iterable[Feeds], *, optimized: bool = False
+) -> Iterable[dict[str, np.ndarray[Any, Any]]]:
+    """Values of the graph by name, sample after sample; a generator, one sample in memory."""
+    session = open_session(model, outputs=names, optimized=optimized)
+    wanted = {i.name for i in session.get_inputs()}
+    for feeds in samples:
+        arrays = session.run(None, {k: v for k, v in feeds.items() if k in wanted})
+        yield dict(zip(names, arrays, strict=True))
+
+
+def sqnr_db(reference: np.ndarray[Any, Any], actual: np.ndarray[Any, Any]) -> float:
+    """Signal to quantization noise ratio, 10 log10(sum r^2 / sum (r-a)^2), in dB.
+
+    Equal arrays give 200.0, the cap; a NaN in either gives -200.0.
+    """
+    r, a = reference.astype(np.float64).ravel(), actual.astype(np.float64).ravel()
+    signal, noise = float(r @ r), float((r - a) @ (r - a))
+    if not np.isfinite(signal) or not np.isfinite(noise):
+        return -200.0
+    if noise == 0.0:
+        return 200.0
+    if signal == 0.0:
+        return -200.0
+    return float(np.clip(10.0 * np.log10(signal / noise), -200.0, 200.0))
+
+
+def _with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    clone = model.clone()
+    graph = clone.graph
+    values = {v.name: v for v in graph.inputs}
+    values |= {v.name: v for node in graph for v in node.outputs}
+    missing = [n for n in names if n not in values]
+    if missing:
+        raise PassError(f"the graph has no value named '{missing[0]}'")
+    graph.outputs.clear()
+    # an input cannot be an output of the graph: ORT wants a node in between
+    for name in names:
+        value = values[name]
+        if value in graph.inputs:
+            node = ir.node("Identity", [value])
+            graph.append(node)
+            node.outputs[0].name = f"{name}__as_output"
+            value = node.outputs[0]
+        graph.outputs.append(value)
+    return clone
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:500]

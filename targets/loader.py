@@ -1,0 +1,110 @@
+"""Reads target files: TOML -> ``Target``, refusing what the schema does not know."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from edgec.targets.schema import Target
+from edgec_runtime.errors import EdgecError, suggestion
+
+_FOLDER = pathlib.Path(__file__).parent
+
+
+class TargetError(EdgecError):
+    """A target is unknown, or its file has a mistake."""
+
+
+def target_names() -> list[str]:
+    """Names of the shipped targets, sorted."""
+    return sorted(path.stem for path in _FOLDER.glob("*.toml"))
+
+
+def load_target(name_or_path: str | pathlib.Path) -> Target:
+    """The target of that name, or the one that a TOML file describes.
+
+    Raises TargetError if there is no such target or the file has a mistake.
+    """
+    text = str(name_or_path)
+    if text in target_names():
+        return _read(_FOLDER / f"{text}.toml")
+    if text.endswith(".toml"):
+        return _read(pathlib.Path(text))
+    raise TargetError(
+        f"unknown target '{text}'{suggestion(text, target_names())}; "
+        f"the targets are {', '.join(target_names())}, or a path to a .toml file"
+    )
+
+
+def _read(path: pathlib.Path) -> Target:
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TargetError(f"target file {path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise TargetError(f"target file {path}: not valid TOML: {error}") from error
+    target = _build(Target, table, f"target file {path}")
+    assert isinstance(target, Target)
+    if not target.name or any(c in target.name for c in "/\\ "):
+        raise TargetError(
+            f"target file {path}: name '{target.name}' becomes part of a file name; "
+            "use letters, digits and '-'"
+        )
+    return target
+
+
+def _build(cls: type, table: Mapping[str, Any], where: str) -> object:
+    """An instance of the dataclass ``cls`` from a TOML table, checked key by key."""
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key in table:
+        if key not in fields:
+            raise TargetError(
+                f"{where}: unknown key '{key}'{suggestion(key, fields)}; "
+                f"the keys are {', '.join(fields)}"
+            )
+    values = {}
+    for name, field in fields.items():
+        if name in table:
+            values[name] = _convert(hints[name], table[name], where, name)
+        elif (
+            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        ):
+            raise TargetError(f"{where}: missing key '{name}'")
+    return cls(**values)
+
+
+def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
+    origin = typing.get_origin(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, dict):
+            raise TargetError(f"{where}: '{key}' must be a table")
+        return _build(hint, value, f"{where} [{key}]")
+    if origin is tuple:
+        if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+            raise TargetError(f"{where}: '{key}' must be a list of strings")
+        return tuple(value)
+    if origin is not None and issubclass(_as_class(origin), Mapping):
+        inner = typing.get_args(hint)[1]
+        if not isinstance(value, dict):
+            raise TargetError(f"{where}: '{key}' must be a table")
+        return types.MappingProxyType(
+            {k: _convert(inner, v, where, f"{key}.{k}") for k, v in sorted(value.items())}
+        )
+    if origin is typing.Literal:
+        if value not in typing.get_args(hint):
+            known = ", ".join(map(repr, typing.get_args(hint)))
+            raise TargetError(f"{where}: '{key}' is {value!r}, expected one of {known}")
+        return value
+    if type(value) is not hint:
+        raise TargetError(f"{where}: '{key}' is {value!r}, expected a {hint.__name__}")
+    return value
+
+
+def _as_class(origin: Any) -> type:
+    return origin if isinstance(origin, type) else object

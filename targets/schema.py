@@ -1,0 +1,103 @@
+"""The capabilities that a target file states, as frozen dataclasses.
+
+The field names are the TOML keys; the comment beside a field is its documentation and is
+printed by ``edgec targets NAME``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+IntegerType = Literal["uint8", "int8"]
+
+
+@dataclass(frozen=True)
+class Session:
+    """How the device's ONNX Runtime session is set up; written into the bundle's manifest."""
+
+    threads: int = 1  # intra-op threads; 0 lets ONNX Runtime choose
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)  # in order of preference
+    prepacking: bool = True  # repack weights at load: faster inference, more memory
+    disabled_optimizers: tuple[str, ...] = ()  # ONNX Runtime graph optimizers that are slower here
+    config: Mapping[str, str] = field(default_factory=dict)  # session config entries
+    # CPU feature -> session config entries that a machine lacking the feature gets on top
+    without: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Int8:
+    """The int8 scheme that the device's kernels execute, and where it pays."""
+
+    activation: IntegerType  # type of quantized activations
+    weight: IntegerType  # type of quantized weights, symmetric around its zero point
+    per_channel: bool = True  # one weight scale per output channel
+    reduce_range: bool = False  # 7-bit weights: no saturation in 16-bit accumulators
+    static_ops: tuple[str, ...] = ()  # computing ops whose QDQ form runs in integers and pays
+    integer_ops: tuple[str, ...] = ()  # ops kept integer between quantized ones
+    dynamic_ops: tuple[str, ...] = ()  # ops that pay with ranges taken at run time
+
+
+@dataclass(frozen=True)
+class Int4:
+    """Block-wise weight-only quantization (MatMulNBits)."""
+
+    block_size: int = 32  # weights that share one scale, a power of two from 16
+    accuracy_level: int = 0  # 0: compute in float32, 4: compute in int8
+    pays: bool = False  # True where the kernel is at least as fast as float32
+
+
+@dataclass(frozen=True)
+class Float16:
+    """Half precision."""
+
+    compute: bool = False  # True where kernels calculate in float16; otherwise storage only
+
+
+@dataclass(frozen=True)
+class Prune:
+    """Structured pruning."""
+
+    channel_multiple: int = 8  # channels are kept in multiples of the vector width
+
+
+@dataclass(frozen=True)
+class Verify:
+    """How a bundle for this target can be run where it is built."""
+
+    method: Literal["native", "qemu", "node", "chromium", "none"] = "none"
+    profile: str = ""  # name of the device profile in targets/profiles
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """Default recipes: pass names, in order."""
+
+    convolutional: tuple[str, ...]  # with calibration data, most weights in convolutions
+    transformer: tuple[str, ...]  # most weights in matrix products
+    recurrent: tuple[str, ...]  # most weights in LSTM and GRU
+    uncalibrated: tuple[str, ...]  # without calibration data, most weights in convolutions
+
+
+@dataclass(frozen=True)
+class Target:
+    """One class of devices."""
+
+    name: str  # also the bundle's suffix: model.NAME.edgec
+    description: str  # one line for people
+    arch: Literal["x86_64", "arm64", "armhf", "riscv64", "wasm32"]  # instruction set
+    os: tuple[str, ...]  # linux, windows, macos, android, ios, browser
+    features: tuple[str, ...]  # CPU features that the artifact is built for
+    onnxruntime: str  # version range of the runtime on the device
+    opset: int  # highest ONNX opset that the runtime supports
+    int8: Int8
+    recipe: Recipes
+    kernels: tuple[str, ...] = ()  # com.microsoft operators that the runtime executes
+    static_shapes: bool = False  # True where dynamic dimensions must be fixed
+    memory_mb: int = 0  # memory limit of the device in MB; 0: none stated
+    session: Session = field(default_factory=Session)
+    int4: Int4 = field(default_factory=Int4)
+    float16: Float16 = field(default_factory=Float16)
+    prune: Prune = field(default_factory=Prune)
+    verify: Verify = field(default_factory=Verify)
