@@ -1,0 +1,47 @@
+"""edgec_runtime: runs a bundle made by edgec. Needs numpy and onnxruntime, nothing else.
+
+    model = edgec_runtime.load("ocr.arm64.edgec")
+    outputs = model(image=batch)
+
+Names are loaded on first use: importing the package costs neither numpy nor onnxruntime.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
+# onnxruntime reads this once, when it is imported
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from edgec_runtime.errors import BundleError, EdgecError, InputError, TargetMismatchError
+    from edgec_runtime.session import Model, load
+
+_HOME = {
+    "BundleError": "edgec_runtime.errors",
+    "EdgecError": "edgec_runtime.errors",
+    "InputError": "edgec_runtime.errors",
+    "Model": "edgec_runtime.session",
+    "TargetMismatchError": "edgec_runtime.errors",
+    "load": "edgec_runtime.session",
+}
+
+__all__ = [
+    "BundleError",
+    "EdgecError",
+    "InputError",
+    "Model",
+    "TargetMismatchError",
+    "__version__",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'edgec_runtime' has no attribute '{name}'")
