@@ -1,0 +1,32 @@
+"""Turns the standard graph into the operators of the target's ONNX Runtime; the last pass.
+
+The only place where com.microsoft operators come from. Each kind of pattern has its own
+module, tried in the order below; a pattern whose kernel the target lacks stays standard.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from edgec.passes.contract import Context, Result, Stage
+from edgec.passes.lower_weights import lower_weights
+
+
+@dataclass(frozen=True)
+class Lower:
+    """Standard ONNX to what the target's runtime executes fastest."""
+
+    name: ClassVar[str] = "lower"
+    stage: ClassVar[Stage] = Stage.LOWER
+    lossless: ClassVar[bool] = True
+    version: ClassVar[int] = 1
+
+    def run(self, model: ir.Model, context: Context) -> Result:
+        """Lower; ``changed`` counts the nodes that were replaced or read another form.
+
+        ``touched`` names the outputs of kernels that round activations to int8.
+        """
+        return lower_weights(model, context)

@@ -1,0 +1,182 @@
+"""Stores weights as integers behind a DequantizeLinear; the layer itself stays float.
+
+The standard form, which training passes can differentiate and `lower` turns into what the
+target's runtime executes. One scale for each output channel (convolutions), row (embedding
+tables), gate unit (LSTM, GRU), or block along the input dimension (matrix products).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from edgec.passes.weights import (
+    BLOCK_OPSET,
+    Array,
+    Editor,
+    Quantized,
+    Refused,
+    constant,
+    float_weight,
+    home,
+    is_float_constant,
+    label,
+    quantize_blocks,
+    quantize_channels,
+    required,
+)
+
+CHANNEL_OPS = ("Conv", "ConvTranspose")
+PRODUCT_OPS = ("Gemm", "MatMul")
+RECURRENT_OPS = ("GRU", "LSTM", "RNN")
+
+
+@dataclass
+class WeightStore:
+    """Converts nodes of one model; a weight that several nodes share is stored once.
+
+    Every method raises Refused, with the node untouched, where it cannot convert.
+    """
+
+    editor: Editor
+    opset: int
+    _stored: dict[tuple[ir.Value, str], tuple[ir.Value, ...]] = field(default_factory=dict)
+
+    def table(self, node: ir.Node) -> None:
+        """Gather: float32 [rows, n] -> int8 with one scale a row."""
+        value = required(node, 0)
+        weight = float_weight(value, rank=2)
+        if node.attributes.get_int("axis", 0) != 0:
+            raise Refused("it gathers columns; one scale a row needs axis 0")
+        for user, index in value.uses():
+            if user.op_type != "Gather" or index != 0:
+                raise Refused(f"its table is also used in float32 by '{label(user)}'")
+        self._channels(node, 0, weight, axis=0, bits=8)
+
+    def channels(self, node: ir.Node) -> None:
+        """Conv or ConvTranspose: int8 with one scale for each output channel."""
+        weight = float_weight(required(node, 1))
+        # Conv [out, in / groups, kernel...]; ConvTranspose [in, out / groups, kernel...]
+        self._channels(node, 1, weight, axis=0 if node.op_type == "Conv" else 1, bits=8)
+
+    def recurrent(self, node: ir.Node, *, bits: int = 8) -> None:
+        """LSTM, GRU or RNN: W and R as int8 with one scale for each row of a gate.
+
+        W: [directions, gates * hidden, input], R: [directions, gates * hidden, hidden].
+        """
+        weights = {index: float_weight(required(node, index), rank=3) for index in (1, 2)}
+        if weights[1].shape[0] == 1:
+            for index, weight in weights.items():
+                self._channels(node, index, weight, axis=1, bits=bits)
+            return
+        # one scale for each (direction, row): a block that spans the whole last axis
+        if self.opset < BLOCK_OPSET:
+            raise Refused(f"two directions need opset {BLOCK_OPSET}, the model has {self.opset}")
+        for index, weight in weights.items():
+            key = f"rows {bits}"
+            stored = self._stored.get((required(node, index), key))
+            if stored is None:
+                quantized = quantize_channels(weight, (0, 1), bits=bits)
+                quantized = Quantized(quantized.values, quantized.scale[..., None])
+                stored = self._store(required(node, index), key, quantized)
+            self._feed(node, index, stored, {"axis": 2, "block_size": weight.shape[2]})
+
+    def blocks(self, node: ir.Node, *, block_size: int, bits: int, symmetric: bool) -> None:
+        """MatMul or Gemm: integers with one scale a block along the input dimension."""
+        if self.opset < BLOCK_OPSET:
+            raise Refused(
+                f"block-wise weights need opset {BLOCK_OPSET}, the model has {self.opset}; "
+                "export it with a newer opset"
+            )
+        weight, axis = product_weight(node)
+        value = required(node, 1)
+        key = f"blocks {axis} {block_size} {bits} {symmetric}"
+        stored = self._stored.get((value, key))
+        if stored is None:
+            quantized = quantize_blocks(
+                weight, axis, block_size=block_size, bits=bits, symmetric=symmetric
+            )
+            dtype = None
+            if bits == 4:
+                dtype = ir.DataType.INT4 if symmetric else ir.DataType.UINT4
+            stored = self._store(value, key, quantized, dtype=dtype)
+        self._feed(node, 1, stored, {"axis": axis, "block_size": block_size})
+
+    def _channels(self, node: ir.Node, index: int, weight: Array, *, axis: int, bits: int) -> None:
+        key = f"channels {axis} {bits}"
+        value = required(node, index)
+        stored = self._stored.get((value, key))
+        if stored is None:
+            stored = self._store(value, key, quantize_channels(weight, (axis,), bits=bits))
+        self._feed(node, index, stored, {"axis": axis})
+
+    def _store(
+        self, value: ir.Value, key: str, quantized: Quantized, *, dtype: ir.DataType | None = None
+    ) -> tuple[ir.Value, ...]:
+        graph, name = home(value), value.name
+        stored = [
+            self.editor.constant(graph, f"{name}_quantized", quantized.values, dtype=dtype),
+            self.editor.constant(graph, f"{name}_scale", quantized.scale),
+        ]
+        if quantized.zero_point is not None:
+            stored.append(
+                self.editor.constant(graph, f"{name}_zero_point", quantized.zero_point, dtype=dtype)
+            )
+        self._stored[value, key] = tuple(stored)
+        return tuple(stored)
+
+    def _feed(
+        self,
+        node: ir.Node,
+        index: int,
+        stored: tuple[ir.Value, ...],
+        attributes: Mapping[str, int],
+    ) -> None:
+        value = required(node, index)
+        (weight,) = self.editor.before(
+            node,
+            "DequantizeLinear",
+            stored,
+            attributes,
+            wanted=f"{value.name}_dequantize",
+            shapes=[value.shape],
+        )
+        self.editor.rewire(node, index, weight)
+
+
+def is_candidate(node: ir.Node) -> bool:
+    """True for a layer that still has a float weight.
+
+    Products of two activations are none, and neither are Gathers from integer constants.
+    """
+    if node.domain:
+        return False
+    if node.op_type == "Gather":
+        return is_float_constant(node.inputs[0])
+    if node.op_type in CHANNEL_OPS + RECURRENT_OPS:
+        producer = None if node.inputs[1] is None else node.inputs[1].producer()
+        return producer is None or producer.op_type != "DequantizeLinear"
+    if node.op_type in PRODUCT_OPS:
+        return is_float_constant(node.inputs[1]) or is_float_constant(node.inputs[0])
+    return False
+
+
+def product_weight(node: ir.Node) -> tuple[Array, int]:
+    """The float32 matrix of a MatMul or Gemm and the axis that is summed over.
+
+    MatMul [in, out]: axis 0; Gemm with transB [out, in]: axis 1. Raises Refused.
+    """
+    if node.op_type == "MatMul" and constant(required(node, 1)) is None:
+        if constant(required(node, 0)) is not None:
+            raise Refused("its constant is the left operand")
+        raise Refused("both operands are computed at run time")
+    weight = float_weight(required(node, 1), rank=2)
+    transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
+    return weight, 1 if transposed else 0
+
+
+def opset_of(model: ir.Model) -> int:
+    """The version of the standard operators that the model imports."""
+    return model.opset_imports.get("", 1)
