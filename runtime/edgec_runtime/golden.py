@@ -87,12 +87,14 @@ class SelfTest:
 
 def self_test(bundle: Bundle, model: Model) -> SelfTest:
     """Run the golden sample of the main graph. Raises BundleError if there is none."""
-    found = [golden for golden in bundle.manifest.golden if golden.graph == "main"]
-    if not found:
-        raise BundleError(f"bundle {bundle.path}: it carries no golden sample to test with")
-    golden = found[0]
-    feeds = decode_inputs(golden.inputs, bundle.read(golden.inputs_file))
+    golden, feeds = _main_golden(bundle), golden_inputs(bundle)
     return judge(golden, bundle.read(golden.outputs_file), model(**feeds))
+
+
+def golden_inputs(bundle: Bundle) -> dict[str, Array]:
+    """The decoded inputs of the main graph's sample. Raises BundleError if there is none."""
+    golden = _main_golden(bundle)
+    return decode_inputs(golden.inputs, bundle.read(golden.inputs_file))
 
 
 def make_golden(
@@ -111,13 +113,15 @@ def encode_inputs(feeds: Mapping[str, Array], *, budget_bytes: int) -> Encoded:
     """
     factors = {name: [1] * array.ndim for name, array in feeds.items()}
     compact = {name: _compact(name, array) for name, array in feeds.items()}
-    while True:
-        stored = {name: _thinned(compact[name][0], factors[name]) for name in feeds}
-        name = max(stored, key=lambda n: (stored[n].nbytes, n), default="")
-        if sum(a.nbytes for a in stored.values()) <= budget_bytes or stored[name].size <= 1:
+    stored = {name: array for name, (array, _, _) in compact.items()}
+    while sum(array.nbytes for array in stored.values()) > budget_bytes:
+        divisible = [name for name, array in stored.items() if array.size > 1]
+        if not divisible:
             break
+        name = max(divisible, key=lambda n: (stored[n].nbytes, n))
         shape = stored[name].shape
         factors[name][shape.index(max(shape))] *= 2
+        stored[name] = _thinned(compact[name][0], factors[name])
     parts = tuple(
         GoldenInput(
             name=name,
@@ -239,6 +243,13 @@ def sqnr_db(reference: Array, actual: Array) -> float:
     if signal == 0.0 or not math.isfinite(signal) or not math.isfinite(noise):
         return -SQNR_CAP_DB
     return min(max(10.0 * math.log10(signal / noise), -SQNR_CAP_DB), SQNR_CAP_DB)
+
+
+def _main_golden(bundle: Bundle) -> Golden:
+    found = [golden for golden in bundle.manifest.golden if golden.graph == "main"]
+    if not found:
+        raise BundleError(f"bundle {bundle.path}: it carries no golden sample to test with")
+    return found[0]
 
 
 def _judge_one(

@@ -1,8 +1,9 @@
 """Photographs to model inputs, as the bundle's ``Image`` says; numpy only.
 
 Crop, antialiased resize, normalisation, layout. The resize is Pillow's ``Image.resize`` with
-a box: separable, the filter widened by the reduction so that every source pixel counts
-(pillow, src/libImaging/Resample.c), and equals it but for Pillow's rounding between passes.
+a box: separable, the filter widened by the reduction so that every source pixel counts, and
+bytes after each of the two passes (pillow, src/libImaging/Resample.c), since that is what
+most models were trained on. It differs from Pillow by one level in about one value of a hundred.
 
 Left out on purpose: decoding of files, EXIF orientation, padding.
 """
@@ -67,9 +68,10 @@ def resize(
     box: tuple[float, float, float, float],
     filter: str = "bicubic",
 ) -> Array:
-    """``box`` of an image resized to ``size`` = (height, width); float32 [h, w, 3] in 0..255.
+    """``box`` of an image resized to ``size`` = (height, width), as float32 [h, w, 3].
 
-    pixels: [height, width, 3]. filter: "bilinear" or "bicubic". Overshoots are cut off.
+    The values are whole numbers in 0..255. pixels: [height, width, 3].
+    filter: "bilinear" or "bicubic".
     """
     rows, first_row = _weights(box[1], box[3], pixels.shape[0], size[0], filter)
     columns, first_column = _weights(box[0], box[2], pixels.shape[1], size[1], filter)
@@ -77,9 +79,15 @@ def resize(
     part = pixels[
         first_row : first_row + rows.shape[1], first_column : first_column + columns.shape[1]
     ].astype(np.float32)
+    part = _rounded(columns @ part)  # [rows seen, w, 3]
     height, width, channels = part.shape
-    part = (rows @ part.reshape(height, width * channels)).reshape(size[0], width, channels)
-    return np.clip(columns @ part, 0.0, 255.0)
+    part = rows @ part.reshape(height, width * channels)
+    return _rounded(part.reshape(size[0], width, channels))
+
+
+def _rounded(values: Array) -> Array:
+    """To whole numbers in 0..255, halves up; Pillow does so after each pass."""
+    return np.clip(np.floor(values + np.float32(0.5)), 0.0, 255.0)
 
 
 def _weights(start: float, end: float, length: int, size: int, filter: str) -> tuple[Array, int]:

@@ -11,6 +11,7 @@ anything else that depends on the machine that built the bundle.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import types
 import typing
@@ -298,7 +299,7 @@ def _build(cls: type, table: Any, where: str) -> object:
     """An instance of the dataclass ``cls`` from a JSON object, checked key by key."""
     if not isinstance(table, dict):
         raise BundleError(f"{where} must be an object")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     for key in table:
         if key not in hints:
             raise BundleError(f"{where}: unknown key '{key}'{suggestion(key, hints)}")
@@ -306,6 +307,11 @@ def _build(cls: type, table: Any, where: str) -> object:
         if key not in table:
             raise BundleError(f"{where}: missing key '{key}'")
     return cls(**{key: _convert(hints[key], table[key], f"{where}: {key}") for key in hints})
+
+
+@functools.cache
+def _hints(cls: type) -> Mapping[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

@@ -99,6 +99,12 @@ class Model:
             ) from error
         return dict(zip(self._names, outputs, strict=True))
 
+    def golden_inputs(self) -> dict[str, Array]:
+        """The inputs of the bundle's golden sample. Raises BundleError if there is none."""
+        from edgec_runtime.golden import golden_inputs
+
+        return golden_inputs(self._bundle)
+
     def self_test(self) -> SelfTest:
         """Run the bundle's golden sample here and compare with the expected outputs.
 
