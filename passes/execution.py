@@ -93,6 +93,36 @@ def open_session(
         raise
 
 
+def optimized_graph(model: ir.Model) -> ir.Model:
+    """The graph that ONNX Runtime makes of a model for this machine's CPU, to be read only.
+
+    At the extended level: fusions are done, layouts of one CPU tier (nchwc) are not.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    with tempfile.TemporaryDirectory(prefix="edgec-") as folder:
+        given, made = pathlib.Path(folder) / "given.onnx", pathlib.Path(folder) / "made.onnx"
+        external = "weights.bin" if weights_size_bytes(model) > _PROTOBUF_LIMIT else None
+        ir.save(model.clone(), given, external_data=external)
+        options.optimized_model_filepath = str(made)
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", "made.bin"
+        )
+        try:
+            onnxruntime.InferenceSession(str(given), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            if type(error).__module__.startswith("onnxruntime"):
+                reason = _one_line(error)
+                raise PassError(f"ONNX Runtime cannot load the model: {reason}") from error
+            raise
+        return ir.load(made)
+
+
 def run_values(
     model: ir.Model, names: Sequence[str], samples: Iterable[Feeds], *, optimized: bool = False
 ) -> Iterable[dict[str, np.ndarray[Any, Any]]]:

@@ -1,0 +1,257 @@
+"""Quantization parameters, and the QuantizeLinear / DequantizeLinear nodes that carry them.
+
+The arithmetic follows the scheme of Jacob et al. 2018 (arXiv:1712.05877): real = scale *
+(integer - zero_point), activations asymmetric per tensor, weights symmetric per output
+channel, biases int32 at input_scale * weight_scale. Integers go into the model as new
+initializers behind a DequantizeLinear; the float values keep their names.
+
+Left out: 16-bit activations and blocked weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgec.passes.ranges import Range
+from edgec.targets.schema import IntegerType
+
+Array = np.ndarray[Any, Any]
+
+_LIMITS: dict[str, tuple[int, int]] = {"uint8": (0, 255), "int8": (-128, 127)}
+_BIAS_LIMIT = 2**30  # int32 bias, with room for the products that are added to it
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Scale (> 0, exact in float32) and zero point of a tensor quantized as a whole."""
+
+    scale: float
+    zero_point: int
+    dtype: IntegerType
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """Integers, float32 scales (scalar or [channels]) and zero points of a weight."""
+
+    integers: Array
+    scale: Array
+    zero_point: Array
+    axis: int | None
+
+
+def activation_parameters(
+    span: Range, dtype: IntegerType, *, inside: Range | None = None
+) -> Parameters:
+    """Scale and zero point by which an 8-bit type spans a range; zero is exact.
+
+    inside: bounds of an activation function (Relu, Clip) before the quantization; the
+    dequantized limits are kept within them, so that the function becomes redundant.
+    A range of no width gets scale 1.
+    """
+    least, greatest = _LIMITS[dtype]
+    scale = np.float32((span.high - span.low) / (greatest - least))
+    if scale < np.finfo(np.float32).tiny:
+        scale = np.float32(1.0)
+    zero_point = int(np.clip(np.rint(least - span.low / float(scale)), least, greatest))
+    if inside is not None:
+        for bound, steps in (
+            (inside.high, greatest - zero_point),
+            (-inside.low, zero_point - least),
+        ):
+            while steps and np.float32(steps) * scale > np.float32(bound) > 0:
+                scale = min(np.nextafter(scale, np.float32(0)), np.float32(bound / steps))
+    return Parameters(float(scale), zero_point, dtype)
+
+
+def quantize_weight(
+    weight: Array,
+    dtype: IntegerType,
+    *,
+    axis: int | None,
+    reduce_range: bool = False,
+    least_scale: Array | None = None,
+) -> QuantizedWeight:
+    """Symmetric integers of a float32 weight.
+
+    axis: dimension of the output channels, each with its own scale; None for one scale.
+    reduce_range: 7 bits, -64..64, whose products with 8 bits do not saturate 16-bit sums.
+    least_scale: lower bound of the scales, where a bias would overflow int32 otherwise.
+    A channel of zeros gets scale 1.
+    """
+    greatest = 64 if reduce_range else 127
+    others = None if axis is None else tuple(i for i in range(weight.ndim) if i != axis)
+    top = np.abs(weight).max(axis=others).astype(np.float32)
+    scale = (top / np.float32(greatest)).astype(np.float32)
+    if least_scale is not None:
+        scale = np.maximum(scale, least_scale.astype(np.float32))
+    scale = np.where(scale < np.finfo(np.float32).tiny, np.float32(1.0), scale)
+    spread = (
+        scale
+        if axis is None
+        else scale.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
+    )
+    integers = np.clip(np.rint(weight / spread), -greatest, greatest)
+    zero = 128 if dtype == "uint8" else 0
+    numpy_type = np.dtype(dtype)
+    zero_point = np.full(scale.shape, zero, numpy_type)
+    return QuantizedWeight((integers + zero).astype(numpy_type), scale, zero_point, axis)
+
+
+def least_weight_scale(bias: Array, input_scale: float) -> Array:
+    """The smallest weight scales for which the bias fits into int32: float32 [channels]."""
+    return (np.abs(bias.astype(np.float64)) / (input_scale * _BIAS_LIMIT)).astype(np.float32)
+
+
+def quantize_bias(bias: Array, scale: Array) -> Array:
+    """int32 integers of a float bias [channels] at the given scales (scalar or [channels])."""
+    return np.rint(bias.astype(np.float64) / scale).astype(np.int32)
+
+
+class Names:
+    """Hands out names that no value of the model bears yet."""
+
+    def __init__(self, model: ir.Model) -> None:
+        """Collect the names of all values, subgraphs included."""
+        self._taken: set[str | None] = set()
+        for graph in model.graphs():
+            self._taken.update(graph.initializers)
+            self._taken.update(v.name for v in graph.inputs)
+            self._taken.update(v.name for node in graph for v in node.outputs)
+
+    def new(self, wish: str) -> str:
+        """The wish itself, or with the first number appended that makes it unique."""
+        name, number = wish, 1
+        while name in self._taken:
+            number += 1
+            name = f"{wish}_{number}"
+        self._taken.add(name)
+        return name
+
+
+class Writer:
+    """Inserts Q/DQ nodes and their initializers into one graph."""
+
+    def __init__(self, model: ir.Model) -> None:
+        """Write into the main graph of the model."""
+        self._graph = model.graph
+        self._names = Names(model)
+
+    def initializer(self, wish: str, array: Array) -> ir.Value:
+        """A new initializer with a unique name."""
+        name = self._names.new(wish)
+        value = ir.Value(name=name, const_value=ir.tensor(np.array(array, order="C"), name=name))
+        value.shape, value.dtype = ir.Shape(array.shape), ir.DataType.from_numpy(array.dtype)
+        self._graph.register_initializer(value)
+        return value
+
+    def dequantized_weight(self, wish: str, weight: QuantizedWeight, before: ir.Node) -> ir.Value:
+        """Integers behind a DequantizeLinear that stands before the given node."""
+        inputs = [
+            self.initializer(f"{wish}_quantized", weight.integers),
+            self.initializer(f"{wish}_scale", weight.scale),
+            self.initializer(f"{wish}_zero_point", weight.zero_point),
+        ]
+        axis = {} if weight.axis is None else {"axis": weight.axis}
+        shape = ir.Shape(weight.integers.shape)
+        return self._dequantize(wish, inputs, axis, shape=shape, before=before)
+
+    def bias(self, wish: str, place: tuple[ir.Node, int], bias: Array, scale: Array) -> ir.Value:
+        """Put int32 integers behind a DequantizeLinear at an input; return the integers.
+
+        bias: float32 [channels]. scale: scalar or [channels].
+        """
+        node, index = place
+        integers = self.initializer(f"{wish}_quantized", quantize_bias(bias, scale))
+        inputs = [
+            integers,
+            self.initializer(f"{wish}_scale", scale),
+            self.initializer(f"{wish}_zero_point", np.zeros(scale.shape, np.int32)),
+        ]
+        axis = {"axis": 0} if scale.ndim else {}
+        dequantized = self._dequantize(wish, inputs, axis, shape=ir.Shape(bias.shape), before=node)
+        if index >= len(node.inputs):
+            node.resize_inputs(index + 1)
+        node.replace_input_with(index, dequantized)
+        return integers
+
+    def drop(self, value: ir.Value | None) -> None:
+        """Remove a constant that nothing reads any more."""
+        if value is None or value.uses() or value.is_graph_output():
+            return
+        node = value.producer()
+        if node is not None:
+            self._graph.remove(node, safe=True)
+        elif value.is_initializer() and value.name is not None:
+            del self._graph.initializers[value.name]
+
+    def quantize_output(self, value: ir.Value, parameters: Parameters) -> None:
+        """Let every consumer of a value read its Q/DQ pair instead.
+
+        A graph output keeps its name: the dequantized value takes it over.
+        """
+        node = value.producer()
+        assert node is not None  # the caller gives an output of a node
+        uses = list(value.uses())
+        dequantized = self._pair(value, parameters, after=node)
+        for consumer, index in uses:
+            consumer.replace_input_with(index, dequantized)
+        if value.is_graph_output():
+            outputs = self._graph.outputs
+            for index, output in enumerate(outputs):
+                if output is value:
+                    outputs[index] = dequantized
+            name = value.name or ""
+            value.name = self._names.new(f"{name}_float")
+            dequantized.name = name
+
+    def quantize_inputs(
+        self, value: ir.Value, uses: Iterable[tuple[ir.Node, int]], parameters: Parameters
+    ) -> None:
+        """Let the given uses of a value read its Q/DQ pair; the others stay float."""
+        dequantized = self._pair(value, parameters, after=value.producer())
+        for consumer, index in uses:
+            consumer.replace_input_with(index, dequantized)
+
+    def _pair(self, value: ir.Value, parameters: Parameters, *, after: ir.Node | None) -> ir.Value:
+        name = value.name or ""
+        scale = self.initializer(f"{name}_scale", np.array(parameters.scale, np.float32))
+        zero = np.array(parameters.zero_point, np.dtype(parameters.dtype))
+        zero_point = self.initializer(f"{name}_zero_point", zero)
+        quantize = ir.node("QuantizeLinear", [value, scale, zero_point])
+        integers = quantize.outputs[0]
+        integers.name = self._names.new(f"{name}_quantized")
+        quantize.name = integers.name
+        integers.shape, integers.dtype = value.shape, zero_point.dtype
+        if after is None:
+            self._graph.insert_before(self._graph[0], [quantize])
+        else:
+            self._graph.insert_after(after, [quantize])
+        inputs = [integers, scale, zero_point]
+        return self._dequantize(name, inputs, {}, shape=value.shape, after=quantize)
+
+    def _dequantize(
+        self,
+        wish: str,
+        inputs: list[ir.Value],
+        attributes: dict[str, int],
+        *,
+        shape: ir.Shape | None,
+        before: ir.Node | None = None,
+        after: ir.Node | None = None,
+    ) -> ir.Value:
+        node = ir.node("DequantizeLinear", inputs, attributes)
+        value = node.outputs[0]
+        value.name = self._names.new(f"{wish}_dequantized")
+        node.name = value.name
+        value.shape, value.dtype = shape, ir.DataType.FLOAT
+        if before is not None:
+            self._graph.insert_before(before, [node])
+        if after is not None:
+            self._graph.insert_after(after, [node])
+        return value
