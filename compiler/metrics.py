@@ -1,0 +1,150 @@
+"""Task metrics: outputs and labels of a whole evaluation set -> one number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgec.entrypoint import describe_failure, load_function
+from edgec.errors import DataError, suggestion
+
+Array = np.ndarray[Any, Any]
+Outputs = Mapping[str, Any]  # output name -> array [samples, ...] (a list where shapes differ)
+
+
+@dataclass(frozen=True)
+class TaskMetric:
+    """A metric by name. higher_is_better decides the sign of a drop."""
+
+    name: str
+    function: Callable[[Outputs, Any], float]
+    higher_is_better: bool = True
+
+    def __call__(self, outputs: Outputs, labels: Any) -> float:
+        """The metric's value. Raises DataError if the function fails or returns no number."""
+        try:
+            value = float(self.function(outputs, labels))
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"metric {self.name}: {describe_failure(self.function, error)}; it is called with "
+                "outputs (dict of arrays by output name, samples first) and labels (array)"
+            ) from error
+        if not math.isfinite(value):
+            raise DataError(f"metric {self.name} is {value}; expected a finite number")
+        return value
+
+    def drop(self, reference: float, bundle: float) -> float:
+        """How much worse the bundle is, in the metric's own unit."""
+        return reference - bundle if self.higher_is_better else bundle - reference
+
+
+def load_metric(given: str | Callable[..., float]) -> TaskMetric:
+    """A built-in metric, the function ``file.py:fn(outputs, labels)`` or a callable."""
+    if callable(given):
+        return TaskMetric(getattr(given, "__name__", "metric"), given)
+    if given in METRICS:
+        return METRICS[given]
+    if ":" in given:
+        return TaskMetric(given.rpartition(":")[2], load_function(given, DataError))
+    raise DataError(
+        f"unknown metric '{given}'{suggestion(given, METRICS)}; the metrics are "
+        f"{', '.join(METRICS)}, or file.py:fn(outputs, labels) -> float"
+    )
+
+
+def spearman(a: Array, b: Array) -> float:
+    """Rank correlation of two vectors, ties with their mean rank (Spearman 1904)."""
+    return _pearson(_ranks(a), _ranks(b))
+
+
+def _top(k: int) -> Callable[[Outputs, Any], float]:
+    """Share of samples whose label is among the k largest logits (last axis)."""
+
+    def metric(outputs: Outputs, labels: Any) -> float:
+        logits = _single(outputs, f"top{k}")
+        truth = np.asarray(labels).reshape(-1)
+        scores = logits.reshape(-1, logits.shape[-1])
+        if truth.dtype.kind not in "iub" and not np.array_equal(truth, truth.astype(np.int64)):
+            raise DataError(f"metric top{k} needs integer labels, got {truth.dtype}")
+        _same_length(scores, truth, f"top{k}")
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return float((best == truth.astype(np.int64)[:, None]).any(axis=1).mean())
+
+    return metric
+
+
+def _correlation(name: str, of: Callable[[Array, Array], float]) -> Callable[[Outputs, Any], float]:
+    def metric(outputs: Outputs, labels: Any) -> float:
+        values, truth = _single(outputs, name).reshape(-1), np.asarray(labels).reshape(-1)
+        _same_length(values, truth, name)
+        return of(values.astype(np.float64), truth.astype(np.float64))
+
+    return metric
+
+
+def _cosine(outputs: Outputs, labels: Any) -> float:
+    """Mean cosine between each sample's output and its label vector."""
+    values, truth = _single(outputs, "cosine"), np.asarray(labels)
+    values, truth = values.reshape(len(values), -1), truth.reshape(len(truth), -1)
+    if values.shape != truth.shape:
+        raise DataError(
+            f"metric cosine: outputs {list(values.shape)} and labels {list(truth.shape)} differ"
+        )
+    norms = np.linalg.norm(values, axis=1) * np.linalg.norm(truth, axis=1)
+    return float(((values * truth).sum(1) / np.maximum(norms, 1e-30)).mean())
+
+
+def _mean_error(power: int) -> Callable[[Outputs, Any], float]:
+    def metric(outputs: Outputs, labels: Any) -> float:
+        values, truth = _single(outputs, "error"), np.asarray(labels)
+        _same_length(values.reshape(-1), truth.reshape(-1), "mae or mse")
+        difference = values.reshape(-1).astype(np.float64) - truth.reshape(-1)
+        return float((np.abs(difference) ** power).mean())
+
+    return metric
+
+
+def _pearson(a: Array, b: Array) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    return float((a * b).sum() / max(math.sqrt(float((a * a).sum() * (b * b).sum())), 1e-30))
+
+
+def _ranks(values: Array) -> Array:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    ranks: Array = (last - (counts - 1) / 2.0)[inverse]
+    return ranks
+
+
+def _single(outputs: Outputs, name: str) -> Array:
+    if len(outputs) != 1:
+        raise DataError(
+            f"metric {name} needs a model with one output, this one has {', '.join(outputs)}; "
+            "write a metric as file.py:fn(outputs, labels)"
+        )
+    return np.asarray(next(iter(outputs.values())))
+
+
+def _same_length(values: Array, truth: Array, name: str) -> None:
+    if len(values) != len(truth):
+        raise DataError(f"metric {name}: {len(values)} outputs for {len(truth)} labels")
+
+
+METRICS: Mapping[str, TaskMetric] = {
+    metric.name: metric
+    for metric in (
+        TaskMetric("top1", _top(1)),
+        TaskMetric("top5", _top(5)),
+        TaskMetric("spearman", _correlation("spearman", spearman)),
+        TaskMetric("pearson", _correlation("pearson", _pearson)),
+        TaskMetric("cosine", _cosine),
+        TaskMetric("mae", _mean_error(1), higher_is_better=False),
+        TaskMetric("mse", _mean_error(2), higher_is_better=False),
+    )
+}
