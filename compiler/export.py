@@ -1,0 +1,368 @@
+"""Source -> reference: the model as ONNX, checked against what it came from.
+
+The reference is the judge of everything that follows, so it is compared here with eager
+torch on real inputs; a difference beyond float noise stops the build and names the first
+node that diverges. Metadata with source paths is stripped: the same model gives the same
+bytes in every directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pathlib
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+
+from edgec.data import InputSpec
+from edgec.errors import ExportError, SourceError
+from edgec.passes.execution import open_session, sqnr_db
+from edgec.report import Parity
+from edgec.source import Source
+from edgec.targets import Target
+
+# Float noise between two correct float32 implementations is 80 dB and above; one wrong
+# operator, weight or mask costs far more than this leaves room for.
+MIN_PARITY_DB = 60.0
+
+Feeds = Mapping[str, np.ndarray[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The reference graph, its example feeds and the way back to the source.
+
+    examples: feeds that came with the source; empty for an .onnx file.
+    eager: runs the source itself on feeds -> outputs by name; None for an .onnx file.
+    locate: names the first diverging node on feeds; None where there is no node by node view.
+    """
+
+    model: ir.Model
+    examples: tuple[Feeds, ...]
+    eager: Any = None
+    locate: Any = None
+    findings: tuple[str, ...] = field(default=())
+
+
+def export(source: Source, target: Target) -> Exported:
+    """The reference of a source, at the target's opset.
+
+    Raises SourceError or ExportError with the reason.
+    """
+    if source.kind == "onnx":
+        exported = Exported(load_onnx(source.module), ())
+    elif source.kind == "huggingface":
+        from edgec.export_huggingface import export_directory
+
+        exported = export_directory(source.module, target)
+    else:
+        exported = _from_torch(source, target)
+    _strip(exported.model)
+    if target.static_shapes:
+        _fix_shapes(exported.model, exported.examples)
+    _require_tensors(exported.model)
+    return exported
+
+
+def check_parity(exported: Exported, samples: Iterable[Feeds], limit: int = 4) -> Parity | None:
+    """The reference's outputs against the source's on up to ``limit`` real inputs.
+
+    Returns None if the source is itself an ONNX file. Raises ExportError below
+    ``MIN_PARITY_DB`` and names the first diverging node.
+    """
+    if exported.eager is None:
+        return None
+    session = open_session(exported.model, threads=0)
+    names = [output.name for output in session.get_outputs()]
+    worst_db, worst_error, count = 200.0, 0.0, 0
+    for feeds in samples:
+        if count == limit:
+            break
+        count += 1
+        expected = exported.eager(feeds)
+        actual = dict(zip(names, session.run(None, dict(feeds)), strict=True))
+        for name in names:
+            e, a = expected[name], actual[name]
+            if e.shape != a.shape:
+                raise ExportError(
+                    f"output '{name}' has shape {list(a.shape)} in ONNX, {list(e.shape)} in torch"
+                )
+            both = np.isfinite(e) & np.isfinite(a) | (e != a) if e.dtype.kind == "f" else None
+            e, a = (e[both], a[both]) if both is not None else (e, a)
+            if not e.size:
+                continue
+            worst_error = max(worst_error, float(np.max(np.abs(e.astype(float) - a.astype(float)))))
+            worst_db = min(worst_db, sqnr_db(e, a))
+            if worst_db < MIN_PARITY_DB:
+                where = exported.locate(feeds) if exported.locate else f"output '{name}'"
+                raise ExportError(
+                    f"the exported graph does not compute what the torch model does: {where}; "
+                    f"output '{name}' differs by up to {worst_error:.3g} (SQNR {worst_db:.1f} dB, "
+                    f"at least {MIN_PARITY_DB:.0f} expected)"
+                )
+    return Parity(max_abs_error=worst_error, sqnr_db=round(worst_db, 1), samples=count)
+
+
+def input_specs(model: ir.Model) -> tuple[InputSpec, ...]:
+    """What the graph's inputs accept."""
+    specs = []
+    for value in model.graph.inputs:
+        if value.dtype is None or value.shape is None or value.name is None:
+            raise SourceError(f"input '{value.name}' has no dtype or shape in the ONNX file")
+        dims = tuple(d if isinstance(d, int) else None for d in value.shape)
+        specs.append(InputSpec(value.name, value.dtype.numpy(), dims))
+    return tuple(specs)
+
+
+def synthetic_feeds(model: ir.Model, seed: int, count: int = 1, dim: int = 8) -> tuple[Feeds, ...]:
+    """Seeded random feeds, for checks alone, where the user gave no data.
+
+    Floats are normal, integers 0 or 1, booleans True; an unknown dimension is 1 if it is
+    the first, else ``dim``; equal dimension names get equal sizes. These are no
+    calibration data.
+    """
+    random = np.random.RandomState(seed)
+    feeds = []
+    for _ in range(count):
+        one = {}
+        for spec in input_specs(model):
+            shape = [
+                d if d is not None else (1 if axis == 0 else dim)
+                for axis, d in enumerate(spec.dims)
+            ]
+            if spec.dtype.kind == "f":
+                one[spec.name] = random.standard_normal(shape).astype(spec.dtype)
+            elif spec.dtype.kind == "b":
+                one[spec.name] = np.ones(shape, bool)
+            else:
+                one[spec.name] = random.randint(0, 2, shape).astype(spec.dtype)
+        feeds.append(one)
+    return tuple(feeds)
+
+
+def load_onnx(path: pathlib.Path) -> ir.Model:
+    """The model of an .onnx file, its weights mapped. Raises SourceError if it is none."""
+    import onnx
+
+    if not path.is_file():
+        raise SourceError(f"{path}: no such file; expected an .onnx file")
+
+    try:
+        model = ir.load(path)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SourceError(f"{path}: not an ONNX file: {reason}") from error
+    if not len(model.graph) or not model.graph.outputs:
+        raise SourceError(f"{path}: not an ONNX file, or a graph without nodes")
+    try:
+        onnx.checker.check_model(str(path))
+    except (onnx.checker.ValidationError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise SourceError(f"{path}: not a valid ONNX model: {reason}") from error
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            file = pathlib.Path(value.const_value.path)
+            if not file.is_file():
+                raise SourceError(f"{path}: its weights file {file.name} is missing beside it")
+    return model
+
+
+def _from_torch(source: Source, target: Target) -> Exported:
+    import torch
+
+    findings: list[str] = []
+    module = source.module
+    if source.kind == "module":
+        if module.training:
+            findings.append("the module was in training mode; it was switched to eval()")
+        module = module.eval()
+    arguments, keywords = _arguments(source)
+    dynamic_shapes = _dynamic_shapes(source, arguments, keywords)
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                module,
+                arguments,
+                kwargs=keywords or None,
+                input_names=list(source.input_names) or None,
+                output_names=list(source.output_names) or None,
+                dynamic_shapes=dynamic_shapes,
+                opset_version=target.opset,
+                dynamo=True,
+                verbose=False,
+            )
+    except Exception as error:
+        raise ExportError(f"torch.onnx.export failed: {_cause(error)}") from error
+    if program is None:
+        raise ExportError("torch.onnx.export returned nothing")
+    model = program.model
+    names = [str(v.name) for v in model.graph.inputs]
+    outputs = [str(v.name) for v in model.graph.outputs]
+    flat = _flatten([*arguments, *keywords.values()])
+    if len(flat) != len(names):
+        raise ExportError(
+            f"the exported graph has {len(names)} inputs ({', '.join(names)}) for "
+            f"{len(flat)} example tensors; an input that the module does not use must be dropped"
+        )
+    example = dict(zip(names, (_to_numpy(t) for t in flat), strict=True))
+    runner = source.module.module() if source.kind == "exported" else module
+
+    def eager(feeds: Feeds) -> dict[str, np.ndarray[Any, Any]]:
+        tensors = [torch.from_numpy(np.array(feeds[n])) for n in names]
+        rebuilt, rebuilt_keywords = _rebuild(arguments, keywords, tensors)
+        with torch.no_grad():
+            value = runner(*rebuilt, **rebuilt_keywords)
+        arrays = [_to_numpy(t) for t in _flatten(value)]
+        return dict(zip(outputs, arrays, strict=True))
+
+    def locate(feeds: Feeds) -> str:
+        tensors = tuple(torch.from_numpy(np.array(feeds[n])) for n in names)
+        rebuilt, rebuilt_keywords = _rebuild(arguments, keywords, list(tensors))
+        return _first_divergence(program, model, rebuilt, rebuilt_keywords)
+
+    return Exported(model, (example,), eager, locate, tuple(findings))
+
+
+def _first_divergence(program: Any, model: ir.Model, arguments: Any, keywords: Any) -> str:
+    """Names the first node of the graph whose value differs from the traced program's."""
+    from torch.onnx.verification import verify_onnx_program
+
+    with _quiet():
+        infos = verify_onnx_program(
+            program, args=arguments, kwargs=keywords, compare_intermediates=True
+        )
+    differing = {i.name for i in infos if i.max_abs_diff > 1e-3 or i.max_rel_diff > 1.0}
+    for node in model.graph:
+        for output in node.outputs:
+            if output.name in differing:
+                return f"the first node to diverge is '{node.name}' ({node.op_type})"
+    return (
+        "every node agrees with the traced program, so tracing froze something that forward() "
+        "computes in Python (randomness, state or a branch on data)"
+    )
+
+
+def _arguments(source: Source) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    examples = source.example_inputs
+    if not examples:
+        raise SourceError("the source has no example_inputs; they are needed to trace the module")
+    if isinstance(examples, Mapping):
+        return (), dict(examples)
+    return tuple(examples), {}
+
+
+def _dynamic_shapes(source: Source, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
+    """The user's names of dynamic dimensions in the form that torch.export expects."""
+    if not source.dynamic or source.kind == "exported":
+        return None
+    import inspect
+
+    if keywords:
+        order = list(keywords)
+    else:
+        order = list(inspect.signature(source.module.forward).parameters)[: len(arguments)]
+    aliases = dict(zip(source.input_names, order, strict=False))
+    shapes = {aliases.get(name, name): dict(axes) for name, axes in source.dynamic.items()}
+    unknown = sorted(set(shapes) - set(order))
+    if unknown:
+        raise SourceError(
+            f"dynamic names an argument '{unknown[0]}'; forward() has {', '.join(order)}"
+        )
+    if keywords:
+        return {name: shapes.get(name) for name in order}
+    return tuple(shapes.get(name) for name in order)
+
+
+def _flatten(value: Any) -> list[Any]:
+    """The tensors of nested tuples, lists, dicts and dataclass-like outputs, in order."""
+    import torch
+    from torch.utils._pytree import tree_flatten
+
+    return [leaf for leaf in tree_flatten(value)[0] if isinstance(leaf, torch.Tensor)]
+
+
+def _rebuild(
+    arguments: tuple[Any, ...], keywords: Mapping[str, Any], tensors: list[Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The call's arguments with the example tensors replaced in order."""
+    import torch
+    from torch.utils._pytree import tree_flatten, tree_unflatten
+
+    leaves, spec = tree_flatten((arguments, dict(keywords)))
+    remaining = iter(tensors)
+    leaves = [next(remaining) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+    rebuilt, rebuilt_keywords = tree_unflatten(leaves, spec)
+    return rebuilt, rebuilt_keywords
+
+
+def _to_numpy(tensor: Any) -> np.ndarray[Any, Any]:
+    array: np.ndarray[Any, Any] = tensor.detach().cpu().numpy()
+    return array
+
+
+def _strip(model: ir.Model) -> None:
+    """Drop metadata and doc strings: they carry source paths and lines."""
+    common_passes.ClearMetadataAndDocStringPass()(model)
+    model.producer_name, model.producer_version = "edgec", None
+    model.doc_string = None
+    model.graph.name = "main"
+
+
+def _fix_shapes(model: ir.Model, examples: Sequence[Feeds]) -> None:
+    """Fix dynamic dimensions to those of the example, for targets without dynamic shapes."""
+    sizes: dict[str, int] = {}
+    for value in model.graph.inputs:
+        shape = value.shape
+        if shape is None:
+            continue
+        for axis, dim in enumerate(shape):
+            if isinstance(dim, int):
+                continue
+            size = 1
+            if examples and value.name in examples[0]:
+                size = int(examples[0][value.name].shape[axis])
+            sizes.setdefault(str(dim.value), size)
+            shape[axis] = sizes[str(dim.value)]
+    for output in model.graph.outputs:
+        if output.shape is not None:
+            for axis, dim in enumerate(output.shape):
+                if not isinstance(dim, int) and str(dim.value) in sizes:
+                    output.shape[axis] = sizes[str(dim.value)]
+
+
+def _require_tensors(model: ir.Model) -> None:
+    for value in model.graph.outputs:
+        if isinstance(value.type, (ir.SequenceType, ir.OptionalType)):
+            raise ExportError(f"output '{value.name}' is a {value.type}; expected a tensor")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings, logging or prints of the exporter while it works."""
+    loggers = [logging.getLogger(n) for n in ("torch", "torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), open(os.devnull, "w") as sink:
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            with contextlib.redirect_stdout(sink):
+                yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason of a chain of exporter errors, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines)[:400]}"

@@ -1,0 +1,110 @@
+"""A local Hugging Face directory -> reference, through optimum's exporters.
+
+optimum picks the task from the configuration and knows the inputs of every architecture.
+Nothing is downloaded. A model that needs several graphs (encoder and decoder) is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgec.errors import ExportError, SourceError
+from edgec.export import Exported, _cause, _quiet
+from edgec.targets import Target
+
+_EXPORT_OPSET = 18  # what optimum's exporter supports for every architecture
+
+
+def export_directory(path: pathlib.Path, target: Target) -> Exported:
+    """The reference of the model in ``path``, with example feeds from optimum's generators."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    with _quiet(), tempfile.TemporaryDirectory(prefix="edgec-export-") as folder:
+        try:
+            from optimum.exporters.onnx import onnx_export_from_model
+            from optimum.exporters.tasks import TasksManager
+
+            task = TasksManager.infer_task_from_model(str(path), library_name="transformers")
+            module = TasksManager.get_model_from_task(
+                task, str(path), framework="pt", local_files_only=True
+            ).eval()
+        except Exception as error:
+            raise SourceError(
+                f"{path}: not a Hugging Face model that transformers can load: {_cause(error)}"
+            ) from error
+        try:
+            onnx_export_from_model(
+                module,
+                folder,
+                opset=min(_EXPORT_OPSET, target.opset),
+                task=task,
+                do_validation=False,
+                no_post_process=True,
+            )
+        except Exception as error:
+            raise ExportError(f"{path}: optimum cannot export it: {_cause(error)}") from error
+        files = sorted(pathlib.Path(folder).rglob("*.onnx"))
+        if len(files) != 1:
+            names = ", ".join(file.name for file in files) or "none"
+            raise ExportError(
+                f"{path}: the task '{task}' exports {len(files)} graphs ({names}); a bundle of "
+                "this version holds one"
+            )
+        model = ir.load(files[0])
+        _into_memory(model)
+        feeds = _dummy_feeds(module, task, model)
+
+    def eager(given: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+        import torch
+
+        tensors = {k: torch.from_numpy(np.array(v)) for k, v in given.items()}
+        with torch.no_grad():
+            result = module(**tensors)
+        return {
+            str(o.name): result[str(o.name)].detach().numpy()
+            for o in model.graph.outputs
+            if o.name in result
+        }
+
+    can_compare = not any("past" in str(v.name) for v in model.graph.inputs)
+    if can_compare:
+        produced = eager(feeds)
+        can_compare = all(str(o.name) in produced for o in model.graph.outputs)
+    findings = (f"exported by optimum for the task '{task}'",)
+    if not can_compare:
+        findings += ("parity with eager transformers was not measured for this task",)
+    return Exported(model, (feeds,), eager if can_compare else None, None, findings)
+
+
+def _dummy_feeds(module: Any, task: str, model: ir.Model) -> dict[str, np.ndarray[Any, Any]]:
+    """Feeds of optimum's dummy input generators: right names, shapes and value ranges."""
+    from optimum.exporters.tasks import TasksManager
+
+    constructor = TasksManager.get_exporter_config_constructor(
+        exporter="onnx", model=module, task=task, library_name="transformers"
+    )
+    dummies = constructor(module.config).generate_dummy_inputs(framework="np")
+    feeds = {}
+    for value in model.graph.inputs:
+        name = str(value.name)
+        if name not in dummies or value.dtype is None:
+            raise ExportError(
+                f"optimum has no example for input '{name}'; export it to .onnx first"
+            )
+        feeds[name] = np.asarray(dummies[name]).astype(value.dtype.numpy())
+    return feeds
+
+
+def _into_memory(model: ir.Model) -> None:
+    """Load external tensors: their files are about to be removed."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor):
+                value.const_value = ir.Tensor(tensor.numpy().copy(), name=tensor.name)
