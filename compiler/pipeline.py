@@ -1,0 +1,159 @@
+"""Runs the passes of a recipe over the reference, checks each and records what it did.
+
+After every pass the signature is compared; a lossless pass must also give the outputs of
+the model before it. Nothing is judged here: that is done on the emitted file.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgec.errors import PassError
+from edgec.passes import Context, Feeds, Pass, Result, Stage
+from edgec.passes.execution import open_session, run_values, sqnr_db, weights_size_bytes
+from edgec.report import Layer
+
+# A lossless pass reorders float32 operations; 60 dB leaves room for that and for nothing else.
+_LOSSLESS_DB = 60.0
+# Lowering a quantized graph changes single least significant bits, which a deep integer
+# network amplifies (measured: 33-40 dB between correct kernels); a wrong kernel gives < 10 dB.
+_LOWERED_DB = 20.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass that ran. model: a snapshot after it, sharing weights with the others.
+
+    sqnr_db: outputs against the reference on the check samples.
+    """
+
+    pass_: Pass
+    result: Result
+    model: ir.Model
+    seconds: float
+    size_bytes: int
+    sqnr_db: float
+
+
+def run_passes(
+    passes: Sequence[Pass],
+    context: Context,
+    checks: Sequence[Feeds],
+    locked: Sequence[Mapping[str, Any]] = (),
+    announce: Callable[[str], None] = lambda name: None,
+) -> tuple[Step, ...]:
+    """Run the passes in order on a clone of ``context.reference``.
+
+    checks: a few feeds on which the model is compared before and after.
+    locked: decisions to replay, one mapping per pass, or nothing.
+    Raises PassError naming the pass that broke the signature or, being lossless, the outputs.
+    """
+    model = context.reference.clone()
+    expected = _outputs(model, checks)
+    before = expected
+    signature = _signature(model)
+    steps: list[Step] = []
+    for index, pass_ in enumerate(passes):
+        announce(pass_.name)
+        decisions = locked[index] if locked else {}
+        started = time.perf_counter()
+        result = pass_.run(model.clone(), replace(context, lock=decisions))
+        seconds = time.perf_counter() - started
+        if _signature(result.model) != signature:
+            raise PassError(
+                f"pass '{pass_.name}' changed the model's signature from {signature} to "
+                f"{_signature(result.model)}; this is a defect of the pass"
+            )
+        after = _outputs(result.model, checks) if result.changed else before
+        if pass_.lossless and result.changed:
+            quantized = any(not step.pass_.lossless for step in steps)
+            limit = _LOWERED_DB if pass_.stage is Stage.LOWER and quantized else _LOSSLESS_DB
+            lost = _worst_sqnr_db(before, after)
+            if lost < limit:
+                raise PassError(
+                    f"pass '{pass_.name}' is lossless but changed the outputs (SQNR {lost:.1f} dB, "
+                    f"at least {limit:.0f} expected); leave it out of the recipe and report it"
+                )
+        model, before = result.model, after
+        steps.append(
+            Step(
+                pass_=pass_,
+                result=result,
+                model=model,
+                seconds=seconds,
+                size_bytes=weights_size_bytes(model),
+                sqnr_db=_worst_sqnr_db(expected, after),
+            )
+        )
+    return tuple(steps)
+
+
+def layer_noise(steps: Sequence[Step], checks: Sequence[Feeds]) -> tuple[Layer, ...]:
+    """SQNR of every value that lossy passes touched, in graph order.
+
+    The model before the first lossy pass is compared with the model after the last one,
+    both without ONNX Runtime's optimizations, so that values have the same names.
+    """
+    lossy = [i for i, step in enumerate(steps) if not step.pass_.lossless and step.result.changed]
+    if not lossy or lossy[0] == 0 or not checks:
+        return ()
+    clean, noisy = steps[lossy[0] - 1].model, steps[lossy[-1]].model
+    touched = {name for i in lossy for name in steps[i].result.touched}
+    producers = {
+        v.name: node for node in clean.graph for v in node.outputs if v.dtype == ir.DataType.FLOAT
+    }
+    present = {v.name for node in noisy.graph for v in node.outputs}
+    names = [str(n) for n in producers if n in touched and n in present]
+    if not names:
+        return ()
+    signal = dict.fromkeys(names, 0.0)
+    noise = dict.fromkeys(names, 0.0)
+    pairs = zip(run_values(clean, names, checks), run_values(noisy, names, checks), strict=True)
+    for reference, actual in pairs:
+        for name in names:
+            r, a = reference[name].astype(np.float64), actual[name].astype(np.float64)
+            if r.shape == a.shape:
+                signal[name] += float((r * r).sum())
+                noise[name] += float(((r - a) ** 2).sum())
+    return tuple(
+        Layer(name, producers[name].op_type, _db(signal[name], noise[name])) for name in names
+    )
+
+
+def _db(signal: float, noise: float) -> float:
+    if noise == 0.0 or signal == 0.0:
+        return 200.0 if noise == 0.0 else -200.0
+    return round(float(np.clip(10 * np.log10(signal / noise), -200, 200)), 2)
+
+
+def _outputs(model: ir.Model, checks: Sequence[Feeds]) -> list[list[np.ndarray[Any, Any]]]:
+    session = open_session(model)
+    return [session.run(None, dict(feeds)) for feeds in checks]
+
+
+def _worst_sqnr_db(
+    reference: Sequence[Sequence[np.ndarray[Any, Any]]],
+    actual: Sequence[Sequence[np.ndarray[Any, Any]]],
+) -> float:
+    """The lowest SQNR of any floating-point output of any sample; 200 if there is none."""
+    worst = 200.0
+    for r_sample, a_sample in zip(reference, actual, strict=True):
+        for r, a in zip(r_sample, a_sample, strict=True):
+            if r.dtype.kind == "f" and r.size and np.isfinite(r).all():
+                worst = min(worst, sqnr_db(r, a))
+    return round(worst, 2)
+
+
+def _signature(model: ir.Model) -> str:
+    def one(value: ir.Value) -> str:
+        shape = "?" if value.shape is None else ",".join(str(d) for d in value.shape)
+        return f"{value.name}:{value.dtype}[{shape}]"
+
+    graph = model.graph
+    return f"({'; '.join(map(one, graph.inputs))}) -> ({'; '.join(map(one, graph.outputs))})"

@@ -1,0 +1,230 @@
+"""Recipes: an ordered list of passes with parameters, from TOML, names or the target.
+
+    [[pass]]
+    name = "quantize-static"
+    ranges = "mse"
+
+The order of stages is checked (clean, prune, train, quantize, train, lower), every
+parameter too; a mistake is an error with a suggestion.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import onnx_ir as ir
+
+from edgec.errors import RecipeError, suggestion
+from edgec.passes import PASSES, Pass, Stage
+from edgec.targets import Target
+
+ModelKind = Literal["convolutional", "transformer", "recurrent"]
+
+_BY_NAME = {cls.name: cls for cls in PASSES}
+
+
+def load_recipe(given: str | pathlib.Path | Sequence[str]) -> tuple[Pass, ...]:
+    """The passes that a TOML file, a comma-separated text or a list of names stands for.
+
+    Raises RecipeError for an unknown pass or parameter, a wrong type or a wrong order.
+    """
+    if isinstance(given, (str, pathlib.Path)):
+        text = str(given)
+        if text.endswith(".toml"):
+            return _from_toml(pathlib.Path(text))
+        given = [name.strip() for name in text.split(",") if name.strip()]
+    return check_order(tuple(make_pass(name, {}, "recipe") for name in given))
+
+
+def make_pass(name: str, parameters: Mapping[str, Any], where: str) -> Pass:
+    """The pass of that name with those parameters, the others at their defaults."""
+    if name not in _BY_NAME:
+        raise RecipeError(
+            f"{where}: unknown pass '{name}'{suggestion(name, _BY_NAME)}; "
+            f"the passes are {', '.join(_BY_NAME)}"
+        )
+    cls: Any = _BY_NAME[name]
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for key, value in parameters.items():
+        key = key.replace("-", "_")
+        if key not in known:
+            raise RecipeError(
+                f"{where}: pass '{name}' has no parameter '{key}'{suggestion(key, known)}; "
+                f"its parameters are {', '.join(known) or 'none'}"
+            )
+        values[key] = _typed(value, hints[key], f"{where}: pass '{name}', parameter '{key}'")
+    made: Pass = cls(**values)
+    return made
+
+
+def with_settings(passes: tuple[Pass, ...], settings: Sequence[str]) -> tuple[Pass, ...]:
+    """The recipe with ``PASS.PARAMETER=VALUE`` settings of the command line applied."""
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        name, dot, key = path.partition(".")
+        if not (equals and dot and name and key):
+            raise RecipeError(f"--set {setting}: expected PASS.PARAMETER=VALUE")
+        if name not in _BY_NAME or name not in {p.name for p in passes}:
+            names = ", ".join(p.name for p in passes)
+            raise RecipeError(
+                f"--set {setting}: no pass '{name}' in this recipe"
+                f"{suggestion(name, [p.name for p in passes])}; it has {names}"
+            )
+        value = _parse(text)
+        passes = tuple(
+            make_pass(name, {**parameters_of(p), key: value}, f"--set {setting}")
+            if p.name == name
+            else p
+            for p in passes
+        )
+    return passes
+
+
+def parameters_of(pass_: Pass) -> dict[str, Any]:
+    """The parameters of a pass as TOML data, in the order of its fields."""
+    fields = dataclasses.fields(pass_)  # type: ignore[arg-type]
+    return {f.name: _data(getattr(pass_, f.name)) for f in fields}
+
+
+def to_toml(passes: Sequence[Pass]) -> str:
+    """The recipe as TOML text that ``load_recipe`` reads back to equal passes."""
+    lines = []
+    for pass_ in passes:
+        lines += ["[[pass]]", f'name = "{pass_.name}"']
+        for key, value in parameters_of(pass_).items():
+            if value is not None:
+                lines.append(f"{key} = {_toml_value(value)}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def default_recipe(target: Target, model: ir.Model, calibrated: bool) -> tuple[Pass, ...]:
+    """The target's recipe for this kind of model, with or without calibration data."""
+    kind = model_kind(model)
+    names = getattr(target.recipe, kind)
+    if not calibrated and "quantize-static" in names:
+        names = target.recipe.uncalibrated
+    return load_recipe(names)
+
+
+def model_kind(model: ir.Model) -> ModelKind:
+    """What most of the weight bytes serve: convolutions, matrix products or recurrences."""
+    shares = {"convolutional": 0, "transformer": 0, "recurrent": 0}
+    kinds = {
+        "Conv": "convolutional",
+        "ConvTranspose": "convolutional",
+        "Gemm": "transformer",
+        "MatMul": "transformer",
+        "LSTM": "recurrent",
+        "GRU": "recurrent",
+        "RNN": "recurrent",
+    }
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        kind = kinds.get(node.op_type)
+        for value in node.inputs if kind else ():
+            tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+            if tensor is not None and kind is not None:
+                shares[kind] += tensor.nbytes
+    # a classifier's head belongs to its convolutions: they decide from a fifth of the bytes
+    if shares["convolutional"] * 5 >= sum(shares.values()) > 0:
+        return "convolutional"
+    return "recurrent" if shares["recurrent"] > shares["transformer"] else "transformer"
+
+
+def check_order(passes: tuple[Pass, ...]) -> tuple[Pass, ...]:
+    """The passes, if their stages never go backwards; TRAIN may precede or follow QUANTIZE."""
+    highest = Stage.CLEAN
+    for pass_ in passes:
+        stage = pass_.stage
+        after_quantize = stage is Stage.TRAIN and highest is Stage.QUANTIZE
+        if stage < highest and not after_quantize:
+            raise RecipeError(
+                f"recipe: '{pass_.name}' ({stage.name.lower()}) stands after a pass of stage "
+                f"{highest.name.lower()}; the order is clean, prune, train, quantize, train, lower"
+            )
+        highest = max(highest, stage)
+    return passes
+
+
+def _from_toml(path: pathlib.Path) -> tuple[Pass, ...]:
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"recipe {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path}: not valid TOML: {error}") from error
+    unknown = sorted(set(table) - {"pass"})
+    entries = table.get("pass")
+    if unknown or not isinstance(entries, list):
+        raise RecipeError(f"recipe {path}: expected [[pass]] tables, each with a name")
+    passes = []
+    for entry in entries:
+        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+            raise RecipeError(f"recipe {path}: a [[pass]] table without a name")
+        parameters = {k: v for k, v in entry.items() if k != "name"}
+        passes.append(make_pass(entry["name"], parameters, f"recipe {path}"))
+    return check_order(tuple(passes))
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    options = typing.get_args(hint) if _is_union(hint) else (hint,)
+    for option in options:
+        if option is type(None) and value is None:
+            return None
+        if typing.get_origin(option) is Literal:
+            if value in typing.get_args(option):
+                return value
+        elif typing.get_origin(option) is tuple:
+            items = [value] if isinstance(value, str) else value
+            if isinstance(items, (list, tuple)):
+                return tuple(items)
+        elif option is float and type(value) in (int, float):
+            return float(value)
+        elif type(value) is option:
+            return value
+    raise RecipeError(f"{where} is {value!r}, expected {_describe(hint)}")
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def _describe(hint: Any) -> str:
+    if _is_union(hint):
+        return " or ".join(_describe(h) for h in typing.get_args(hint) if h is not type(None))
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(repr, typing.get_args(hint)))
+    if typing.get_origin(hint) is tuple:
+        return "a list"
+    return f"a {hint.__name__}" if isinstance(hint, type) else str(hint)
+
+
+def _parse(text: str) -> Any:
+    """A TOML value if ``text`` is one, else the text itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _data(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
+    return repr(value)
