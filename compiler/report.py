@@ -155,14 +155,15 @@ class Report:
 
     def to_json(self) -> str:
         """The report as indented JSON with sorted keys; a NaN or infinity becomes null."""
-        return json.dumps(_plain(dataclasses.asdict(self)), indent=2, sort_keys=True) + "\n"
+        return json.dumps(plain(dataclasses.asdict(self)), indent=2, sort_keys=True) + "\n"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """JSON data of nested dataclass dicts; a NaN or infinity becomes None."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

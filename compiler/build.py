@@ -1,0 +1,296 @@
+"""The whole story of a build, read top to bottom.
+
+source -> reference -> passes -> bundle -> the bundle judged against the reference -> report
+"""
+
+from __future__ import annotations
+
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import edgec
+from edgec import recipe as recipes
+from edgec.bench import Timing
+from edgec.emit import check_model, emit, lay_out, make_manifest, save_reference
+from edgec.evaluate import Judgement
+from edgec.export import Exported, check_parity, export
+from edgec.golden import make_golden, restore_golden
+from edgec.inputs import Inputs, open_inputs
+from edgec.judging import judge_bundle, time_all
+from edgec.lock import Lock, check_lock, read_lock
+from edgec.metrics import load_metric
+from edgec.outputs import Places, file_digest, plan, staging
+from edgec.passes import Context
+from edgec.pipeline import Step, layer_noise, run_passes
+from edgec.promise import Limits, judge
+from edgec.report import Layer, Measurement, Parity, Report, Side, Skipped
+from edgec.report import Step as StepReport
+from edgec.report_html import render_html
+from edgec.source import Data, Source, load_source
+from edgec.targets import Target, load_target
+
+_CHECKS = 2  # samples on which every pass is checked
+
+Progress = Callable[[str, int, int], None]
+
+
+def build(
+    source: Any,
+    *,
+    target: str | pathlib.Path | Target,
+    output: str | pathlib.Path,
+    calibration: Data | None = None,
+    evaluation: Data | None = None,
+    metric: str | Callable[..., float] | None = None,
+    recipe: str | pathlib.Path | Sequence[str] | None = None,
+    settings: Sequence[str] = (),
+    limits: Limits | None = None,
+    lock: str | pathlib.Path | None = None,
+    threads: int = 1,
+    seed: int = 0,
+    version: int = 1,
+    keep_reference: bool = True,
+    progress: Progress = lambda what, done, total: None,
+) -> Report:
+    """Build one bundle for one target, judge it, and write bundle, lock and report.
+
+    source: what ``load_source`` understands. output: the bundle's path if it ends in
+    ``.edgec``, else a directory. calibration, evaluation, metric: as on the command line,
+    in place of those of the source. recipe: a TOML file, pass names, or None for the
+    target's own. settings: ``PASS.PARAMETER=VALUE``. lock: decisions to replay.
+    threads: of the latency measurement. version: release counter in the manifest.
+
+    Returns the report; ``report.kept`` is False if a promise is broken. Raises EdgecError,
+    and leaves nothing behind, if the bundle cannot be built.
+    """
+    started = time.perf_counter()
+    device = target if isinstance(target, Target) else load_target(target)
+    given = _with_data(load_source(source), calibration, evaluation, metric)
+    task_metric = load_metric(given.metric) if given.metric is not None else None
+    locked = read_lock(pathlib.Path(lock)) if lock is not None else None
+    if recipe is not None:
+        recipes.load_recipe(recipe)  # a mistake is told before the minutes of an export
+    places = plan(pathlib.Path(output), given.name, device.name)
+
+    progress("export", 0, 1)
+    exported = export(given, device)
+    check_model(exported.model)
+    inputs = open_inputs(given, exported, seed)
+    parity = check_parity(exported, inputs.checks)
+    reference = lay_out(exported.model)
+    reference_digest = reference.digest()
+    progress("export", 1, 1)
+
+    passes = recipes.with_settings(
+        recipes.load_recipe(recipe)
+        if recipe is not None
+        else recipes.default_recipe(device, exported.model, inputs.calibration is not None),
+        settings,
+    )
+    recipe_text = recipes.to_toml(passes)
+    if locked is not None:
+        check_lock(
+            locked,
+            pathlib.Path(str(lock)),
+            reference=reference_digest,
+            target=device.name,
+            recipe=recipe_text,
+        )
+    context = Context(
+        target=device,
+        reference=exported.model,
+        calibration=inputs.calibration,
+        validation=inputs.validation,
+        seed=seed,
+        progress=progress,
+    )
+    steps = run_passes(
+        passes,
+        context,
+        inputs.checks[:_CHECKS],
+        locked.steps if locked is not None else (),
+        announce=lambda name: progress(name, 0, 1),
+    )
+    final = steps[-1].model if steps else exported.model
+    check_model(final)
+    layers = layer_noise(steps, inputs.checks)
+
+    with staging(places) as folder:
+        file = folder / places.bundle.name
+        layout = lay_out(final)
+        golden = (
+            restore_golden(locked.golden)
+            if locked is not None
+            else make_golden(final, device, inputs.checks[0], layout.size_bytes, seed)
+        )
+        manifest = make_manifest(
+            final,
+            given,
+            device,
+            version=version,
+            provenance={"reference": reference_digest, "recipe": recipe_text, "seed": seed},
+        )
+        results = locked.results if locked is not None else {}
+        manifest = replace(manifest, golden=(golden.manifest,), results=results)
+        emit(layout, manifest, file, golden.files)
+        judgement = judge_bundle(exported.model, file, given, inputs, task_metric, progress)
+        if locked is None:
+            results = _results(judgement, inputs)
+            emit(layout, replace(manifest, results=results), file, golden.files)
+        progress("latency", 0, 1)
+        timings, machine = time_all(exported.model, steps, file, device, threads, inputs.checks[0])
+        progress("latency", 1, 1)
+
+        report = _report(given, device, steps, layers, judgement, inputs, parity, exported)
+        report = _with_latency(report, timings, machine)
+        size_bytes = file.stat().st_size
+        report = replace(
+            report,
+            size_bytes=size_bytes,
+            reference=replace(report.reference, size_bytes=reference.size_bytes),
+            bundle=replace(report.bundle, size_bytes=size_bytes),
+            bundle_path=str(places.bundle),
+            bundle_sha256=file_digest(file),
+            promises=judge(
+                limits or Limits(),
+                size_bytes=size_bytes,
+                metric=judgement.metric,
+                agreement=judgement.agreement,
+                speedup=report.speedup,
+                measured_on=machine,
+                real_data=inputs.real,
+            ),
+            build_seconds=round(time.perf_counter() - started, 2),
+        )
+        lock_file = Lock(
+            reference=reference_digest,
+            target=device.name,
+            recipe=recipe_text,
+            steps=tuple(step.result.decisions for step in steps),
+            golden=golden.to_plain(),
+            results=results,
+        )
+        _write(folder, places, lock_file, report)
+        if keep_reference:
+            save_reference(exported.model, folder / places.reference.name)
+    return report
+
+
+def _with_data(
+    source: Source,
+    calibration: Data | None,
+    evaluation: Data | None,
+    metric: str | Callable[..., float] | None,
+) -> Source:
+    return replace(
+        source,
+        calibration=source.calibration if calibration is None else calibration,
+        evaluation=source.evaluation if evaluation is None else evaluation,
+        metric=source.metric if metric is None else metric,
+    )
+
+
+def _results(judgement: Judgement, inputs: Inputs) -> dict[str, Any]:
+    """What the manifest says about the bundle's quality; rounded, no timings."""
+    results: dict[str, Any] = {
+        "judged_on": inputs.judged_on,
+        "samples": judgement.samples,
+        "sqnr_db": round(judgement.sqnr_db, 1),
+        "agreement": round(judgement.agreement, 4),
+        "agreement_rule": judgement.rule,
+    }
+    if judgement.metric is not None:
+        metric = judgement.metric
+        results["metric"] = {
+            "name": metric.name,
+            "reference": round(metric.reference, 4),
+            "bundle": round(metric.bundle, 4),
+        }
+    return results
+
+
+def _report(
+    source: Source,
+    target: Target,
+    steps: Sequence[Step],
+    layers: Sequence[Layer],
+    judgement: Judgement,
+    inputs: Inputs,
+    parity: Parity | None,
+    exported: Exported,
+) -> Report:
+    findings = list(exported.findings) + list(inputs.findings)
+    for step in steps:
+        findings += [f"{step.pass_.name}: {finding}" for finding in step.result.findings]
+    return Report(
+        name=source.name,
+        target=target.name,
+        source=source.kind,
+        edgec_version=edgec.__version__,
+        size_bytes=0,
+        reference=Side(0),
+        bundle=Side(0),
+        judged_on=inputs.judged_on,
+        samples=judgement.samples,
+        agreement=judgement.agreement,
+        agreement_rule=judgement.rule,
+        sqnr_db=judgement.sqnr_db,
+        metric=judgement.metric,
+        parity=parity,
+        steps=tuple(
+            StepReport(
+                name=step.pass_.name,
+                parameters=recipes.parameters_of(step.pass_),
+                lossless=step.pass_.lossless,
+                seconds=round(step.seconds, 3),
+                changed=step.result.changed,
+                size_bytes=step.size_bytes,
+                sqnr_db=step.sqnr_db,
+                findings=step.result.findings,
+            )
+            for step in steps
+        ),
+        skipped=tuple(
+            Skipped(step.pass_.name, skip.node, skip.reason)
+            for step in steps
+            for skip in step.result.skipped
+        ),
+        layers=tuple(layers),
+        findings=tuple(findings),
+    )
+
+
+def _with_latency(report: Report, timings: Mapping[str, Timing], machine: Measurement) -> Report:
+    """The report with latencies, and a warning where the bundle is slower than float32."""
+    reference, bundle = timings["reference"].median_ms, timings["bundle"].median_ms
+    speedup = reference / bundle
+    findings = report.findings
+    if speedup < 1.0:
+        where = "the target" if machine.is_target else f"this {machine.arch} machine"
+        findings += (
+            f"the bundle is SLOWER than the float32 reference on {where}: "
+            f"{bundle:.3g} ms against {reference:.3g} ms; leave quantization out "
+            "(--recipe cleanup,fuse,lower) unless the size is what counts",
+        )
+    steps = tuple(
+        replace(step, latency_ms=timings[key].median_ms) if key in timings else step
+        for key, step in ((f"{i} {s.name}", s) for i, s in enumerate(report.steps))
+    )
+    return replace(
+        report,
+        reference=replace(report.reference, latency_ms=reference),
+        bundle=replace(report.bundle, latency_ms=bundle),
+        speedup=speedup,
+        measured_on=machine,
+        steps=steps,
+        findings=findings,
+    )
+
+
+def _write(folder: pathlib.Path, places: Places, lock: Lock, report: Report) -> None:
+    (folder / places.lock.name).write_text(lock.to_json(), encoding="utf-8")
+    (folder / places.json.name).write_text(report.to_json(), encoding="utf-8")
+    (folder / places.html.name).write_text(render_html(report), encoding="utf-8")

@@ -1,0 +1,191 @@
+"""Model + target -> bundle, through the runtime's own definition of the format.
+
+Small tensors stay in the graph, where ONNX Runtime's shape inference needs them; the large
+ones go to ``weights.bin`` and are mapped from the bundle itself. Same model, same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pathlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+import edgec
+from edgec.errors import ExportError
+from edgec.passes.execution import graph_bytes, weights_size_bytes
+from edgec.source import Source
+from edgec.targets import Target
+from edgec_runtime import bundle as format_
+from edgec_runtime import manifest as parts
+
+_INLINE_BYTES = 1024  # tensors below stay in the graph
+_PROTOBUF_LIMIT = 1_500_000_000
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A model in two pieces: the graph's bytes and the tensors of weights.bin, in order."""
+
+    graph: bytes
+    tensors: tuple[ir.TensorProtocol, ...]
+
+    def chunks(self) -> Iterator[bytes]:
+        """The bytes of every tensor, one in memory at a time."""
+        for tensor in self.tensors:
+            yield tensor.tobytes()
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of graph and tensors, without padding."""
+        return len(self.graph) + sum(tensor.nbytes for tensor in self.tensors)
+
+    def digest(self) -> str:
+        """sha256 over graph and tensors."""
+        digest = hashlib.sha256(self.graph)
+        for chunk in self.chunks():
+            digest.update(chunk)
+        return digest.hexdigest()
+
+
+def lay_out(model: ir.Model) -> Layout:
+    """Separate the large tensors from the graph; the model itself is not changed."""
+    clone = model.clone()
+    large: list[ir.Value] = []
+    for graph in clone.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is None:
+                raise ExportError(f"initializer '{value.name}' has no data")
+            if tensor.nbytes >= _INLINE_BYTES and tensor.dtype != ir.DataType.STRING:
+                large.append(value)
+    tensors = tuple(value.const_value for value in large if value.const_value is not None)
+    offsets = format_.weight_offsets(tensor.nbytes for tensor in tensors)
+    for value, tensor, offset in zip(large, tensors, offsets, strict=True):
+        value.const_value = ir.ExternalTensor(
+            location=format_.LOCATION,
+            offset=format_.WEIGHTS_OFFSET + offset,
+            length=tensor.nbytes,
+            dtype=tensor.dtype,
+            shape=tensor.shape,  # type: ignore[arg-type]
+            name=str(value.name),
+        )
+    return Layout(ir.to_proto(clone).SerializeToString(deterministic=True), tensors)
+
+
+def emit(
+    layout: Layout,
+    manifest: parts.Manifest,
+    path: pathlib.Path,
+    files: Mapping[str, bytes],
+) -> parts.Manifest:
+    """Write the bundle; ``files`` are the golden sample and other entries."""
+    weights = format_.weight_chunks(layout.chunks())
+    graph_file = manifest.graphs["main"].file
+    return format_.write_bundle(
+        path, manifest, weights=weights, files={graph_file: layout.graph, **files}
+    )
+
+
+def make_manifest(
+    model: ir.Model,
+    source: Source,
+    target: Target,
+    *,
+    version: int,
+    provenance: Mapping[str, Any],
+) -> parts.Manifest:
+    """The manifest of a bundle before its golden sample and results are known."""
+    graph = parts.Graph(
+        file="graph.onnx",
+        inputs=tuple(_value(v) for v in model.graph.inputs),
+        outputs=tuple(_value(v) for v in model.graph.outputs),
+    )
+    session = target.session
+    return parts.Manifest(
+        name=source.name,
+        version=version,
+        edgec=edgec.__version__,
+        target=parts.Target(target.name, target.arch, target.os, target.features),
+        onnxruntime=target.onnxruntime,
+        opset=model.opset_imports.get("", 1),
+        ops=operators(model),
+        graphs={"main": graph},
+        session=parts.Session(
+            threads=session.threads,
+            providers=session.providers,
+            prepacking=session.prepacking,
+            disabled_optimizers=session.disabled_optimizers,
+            config=session.config,
+            without=session.without,
+        ),
+        image=_image(source, graph),
+        labels=source.labels,
+        provenance=provenance,
+    )
+
+
+def operators(model: ir.Model) -> tuple[str, ...]:
+    """Every operator that the model uses, as sorted ``domain::Op``; functions included."""
+    nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
+    for function in model.functions.values():
+        nodes += list(ir.traversal.RecursiveGraphIterator(function.graph))
+    return tuple(sorted({f"{node.domain or 'ai.onnx'}::{node.op_type}" for node in nodes}))
+
+
+def save_reference(model: ir.Model, path: pathlib.Path) -> None:
+    """Write the reference as .onnx, its weights beside it where protobuf cannot hold them."""
+    if weights_size_bytes(model) <= _PROTOBUF_LIMIT:
+        path.write_bytes(graph_bytes(model))
+    else:
+        ir.save(model.clone(), path, external_data=f"{path.name}.data")
+
+
+def check_model(model: ir.Model) -> None:
+    """The full ONNX checker on the model. Raises ExportError with its reason.
+
+    Operators of ONNX Runtime's own domains are unknown to the checker and pass.
+    """
+    import onnx
+
+    if weights_size_bytes(model) > _PROTOBUF_LIMIT:
+        return  # the checker needs one protobuf; ONNX Runtime checks larger graphs at load
+    try:
+        onnx.checker.check_model(ir.to_proto(model))
+    except (onnx.checker.ValidationError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ExportError(f"the graph is not valid ONNX: {reason}") from error
+
+
+def _value(value: ir.Value) -> parts.Value:
+    if value.dtype is None or value.name is None:
+        raise ExportError(f"'{value.name}' has no dtype in the graph")
+    dtype = "string" if value.dtype == ir.DataType.STRING else str(value.dtype.numpy())
+    shape: list[int | str | None] = []
+    for dim in value.shape or ():
+        shape.append(dim if isinstance(dim, int) else (dim.value and str(dim.value)))
+    return parts.Value(value.name, dtype, tuple(shape))
+
+
+def _image(source: Source, graph: parts.Graph) -> parts.Image | None:
+    spec = source.image
+    if spec is None:
+        return None
+    name = spec.input or graph.inputs[0].name
+    inputs = {value.name: value for value in graph.inputs}
+    if name not in inputs:
+        raise ExportError(f"image.input is '{name}'; the model has {', '.join(inputs)}")
+    return parts.Image(
+        input=name,
+        size=spec.size,
+        crop=spec.crop,
+        mean=spec.mean,
+        std=spec.std,
+        channels=spec.channels,
+        layout=spec.layout,
+        resize=spec.resize,
+        dtype=inputs[name].dtype,  # type: ignore[arg-type]
+    )

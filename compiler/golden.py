@@ -1,0 +1,84 @@
+"""Makes the golden sample of a bundle: one input, and what the emitted graph gives for it.
+
+The input is what a fiftieth of the bundle can hold of a real sample
+(``edgec_runtime.golden`` defines the encoding); the outputs come from the lowered graph in
+ONNX Runtime. How far a correct device may be off is measured: the same graph with and
+without ONNX Runtime's optimizations, which round integers differently, as CPUs do.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from edgec.passes import Feeds
+from edgec.passes.execution import open_session, sqnr_db
+from edgec.targets import Target
+from edgec_runtime import golden as format_
+from edgec_runtime import manifest as parts
+from edgec_runtime.bundle import GOLDEN_SHARE
+
+_FILE_HEADER_BYTES = 65536 + 4096  # of a bundle, before any weight
+_MARGIN_DB = 10.0  # between the measured rounding noise and the limit
+_LIMIT_DB = (10.0, 60.0)  # a wrong kernel gives less than the first, float noise 80 and more
+
+
+@dataclass(frozen=True)
+class GoldenSample:
+    """The manifest's part of the sample, and its files in the bundle."""
+
+    manifest: parts.Golden
+    files: Mapping[str, bytes]
+
+    def to_plain(self) -> dict[str, Any]:
+        """JSON data for the lock file."""
+        files = {name: base64.b64encode(data).decode("ascii") for name, data in self.files.items()}
+        return {"manifest": dataclasses.asdict(self.manifest), "files": files}
+
+
+def make_golden(
+    model: ir.Model, target: Target, feeds: Feeds, size_bytes: int, seed: int
+) -> GoldenSample:
+    """The sample of a bundle whose graph and weights have ``size_bytes``."""
+    budget = int((size_bytes + _FILE_HEADER_BYTES) * GOLDEN_SHARE)
+    inputs = format_.encode_inputs(feeds, budget_bytes=budget * 3 // 4)
+    decoded = format_.decode_inputs(inputs.parts, inputs.data)
+    session = open_session(model, settings=target.session)
+    names = [output.name for output in session.get_outputs()]
+    outputs = session.run(None, decoded)
+    plain = open_session(model, optimized=False).run(None, decoded)
+    noise_db = min(
+        (sqnr_db(a, b) for a, b in zip(plain, outputs, strict=True) if a.dtype.kind == "f"),
+        default=format_.SQNR_CAP_DB,
+    )
+    limit = min(max(noise_db - _MARGIN_DB, _LIMIT_DB[0]), _LIMIT_DB[1])
+    encoded = format_.encode_outputs(
+        dict(zip(names, outputs, strict=True)),
+        budget_bytes=max(budget - len(inputs.data), budget // 4),
+        seed=seed,
+    )
+    golden, files = format_.make_golden("main", inputs, encoded, min_sqnr_db=round(limit, 1))
+    return GoldenSample(golden, files)
+
+
+def restore_golden(plain: Mapping[str, Any]) -> GoldenSample:
+    """The sample that a lock file holds."""
+    table = plain["manifest"]
+    golden = parts.Golden(
+        **{
+            **table,
+            "inputs": tuple(parts.GoldenInput(**_tuples(i)) for i in table["inputs"]),
+            "outputs": tuple(parts.GoldenOutput(**_tuples(o)) for o in table["outputs"]),
+        }
+    )
+    files = {name: base64.b64decode(text) for name, text in plain["files"].items()}
+    return GoldenSample(golden, files)
+
+
+def _tuples(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}

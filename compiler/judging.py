@@ -1,0 +1,102 @@
+"""Opens the emitted bundle with the shipped runtime and measures it against the reference."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+import edgec_runtime
+from edgec.bench import Timing, interleave
+from edgec.evaluate import Judgement, find_classifier, judge_outputs
+from edgec.inputs import Inputs
+from edgec.machine import cpu_name, is_kind_of, this_machine
+from edgec.metrics import TaskMetric
+from edgec.passes import Feeds
+from edgec.passes.execution import open_session
+from edgec.pipeline import Step
+from edgec.report import Measurement
+from edgec.source import Source
+from edgec.targets import Target
+
+_SNAPSHOT_BYTES = 400_000_000  # weights up to which every step's model is timed, all at once
+
+Array = np.ndarray[Any, Any]
+
+
+def judge_bundle(
+    reference: ir.Model,
+    bundle: pathlib.Path,
+    source: Source,
+    inputs: Inputs,
+    metric: TaskMetric | None,
+    progress: Callable[[str, int, int], None],
+) -> Judgement:
+    """Agreement, SQNR and task metric of the bundle file on the samples of the judgement."""
+    model = edgec_runtime.load(bundle, any_target=True)
+    run_reference = reference_runner(reference)
+    declared = source.labels is not None or (metric is not None and metric.name.startswith("top"))
+    total = inputs.judged_count
+    return judge_outputs(
+        run_reference,
+        lambda feeds: model(**feeds),
+        inputs.judged(),
+        classifier=find_classifier(reference, declared),
+        metric=metric if inputs.evaluation is not None else None,
+        progress=lambda done: progress("evaluate", done, total),
+    )
+
+
+def reference_runner(reference: ir.Model) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+    """Feeds -> outputs by name of the reference in plain ONNX Runtime."""
+    session = open_session(reference, threads=0)
+    names = [output.name for output in session.get_outputs()]
+    return lambda feeds: dict(zip(names, session.run(None, dict(feeds)), strict=True))
+
+
+def time_all(
+    reference: ir.Model,
+    steps: Sequence[Step],
+    bundle: pathlib.Path,
+    target: Target,
+    threads: int,
+    feeds: Feeds,
+) -> tuple[dict[str, Timing], Measurement]:
+    """Latency of the reference, of the model after each step and of the bundle, in turns.
+
+    All with the target's session options, so that the ratio is of the model alone. The
+    timings are named "reference", "bundle" and "INDEX PASS"; steps are left out where the
+    weights are too large to hold every step's session at once.
+    """
+    model = edgec_runtime.load(bundle, any_target=True, threads=threads)
+    candidates: list[tuple[str, Callable[[], object]]] = []
+    whole = [("reference", reference)]
+    if sum(step.size_bytes for step in steps) <= _SNAPSHOT_BYTES:
+        whole += [
+            (f"{i} {step.pass_.name}", step.model)
+            for i, step in enumerate(steps)
+            if step.result.changed
+        ]
+    for name, graph in whole:
+        session = open_session(graph, settings=target.session, threads=threads)
+        call = _caller(session, feeds)
+        candidates.append((name, call))
+    candidates.append(("bundle", lambda: model(**feeds)))
+    timings = interleave(candidates)
+    machine = this_machine()
+    measured = Measurement(
+        cpu=cpu_name(),
+        arch=machine.arch,
+        threads=threads,
+        runs=timings[0].runs,
+        is_target=is_kind_of(machine, target),
+    )
+    return {timing.name: timing for timing in timings}, measured
+
+
+def _caller(session: Any, feeds: Feeds) -> Callable[[], object]:
+    given = dict(feeds)
+    return lambda: session.run(None, given)
