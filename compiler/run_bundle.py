@@ -1,0 +1,98 @@
+"""Runs a bundle on data or on a picture, for ``edgec run``."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+import edgec_runtime
+from edgec.data import open_data
+from edgec.errors import DataError, InputError, OutputError
+from edgec.runners import bundle_input_specs
+
+_SHOWN = 8  # values of an output that are printed
+_TOP = 5  # classes that are printed
+
+
+def run_bundle(
+    path: pathlib.Path,
+    *,
+    data: str | None = None,
+    image: pathlib.Path | None = None,
+    output: pathlib.Path | None = None,
+    threads: int | None = None,
+    any_target: bool = False,
+) -> dict[str, Any]:
+    """Outputs of the bundle on each sample, summarised; whole into ``output`` (.npz) if given.
+
+    Without data or image, the bundle's golden sample is run.
+    """
+    if data is not None and image is not None:
+        raise InputError("give --input or --image, not both")
+    if output is not None and output.suffix != ".npz":
+        raise OutputError(f"{output}: outputs are written as .npz; choose a name ending in .npz")
+    model = edgec_runtime.load(path, threads=threads, any_target=any_target)
+    if image is not None:
+        samples, what = [model.prepare_image(_pixels(image))], str(image)
+    elif data is not None:
+        samples = list(open_data(data, bundle_input_specs(model.manifest), "input"))
+        what = data
+    else:
+        samples, what = [model.golden_inputs()], "the golden sample of the bundle"
+    results = [model(**feeds) for feeds in samples]
+    if output is not None:
+        _save(output, results)
+    return {
+        "bundle": str(path),
+        "input": what,
+        "samples": len(results),
+        "threads": model.threads,
+        "outputs": [
+            {name: _summary(value, model.labels) for name, value in r.items()} for r in results
+        ],
+        **({"written": str(output)} if output is not None else {}),
+    }
+
+
+def _summary(value: np.ndarray[Any, Any], labels: tuple[str, ...] | None) -> dict[str, Any]:
+    flat = value.reshape(-1)
+    facts: dict[str, Any] = {"dtype": str(value.dtype), "shape": list(value.shape)}
+    if labels is not None and flat.size == len(labels):
+        best = np.argsort(-flat, kind="stable")[:_TOP]
+        facts["top"] = [{"label": labels[i], "score": round(float(flat[i]), 4)} for i in best]
+    else:
+        facts["first_values"] = [v.item() for v in flat[:_SHOWN]]
+    return facts
+
+
+def _pixels(path: pathlib.Path) -> np.ndarray[Any, Any]:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise DataError("reading a picture needs Pillow: pip install pillow") from error
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except OSError as error:
+        raise DataError(f"{path}: not a picture that Pillow can read: {error}") from error
+
+
+def _save(path: pathlib.Path, results: list[dict[str, np.ndarray[Any, Any]]]) -> None:
+    """All outputs, samples first, written whole or not at all."""
+    arrays = {}
+    for name in results[0]:
+        values = [r[name] for r in results]
+        same = len({v.shape for v in values}) == 1
+        joined = {name: np.concatenate(values) if values[0].ndim else np.stack(values)}
+        arrays |= joined if same else {f"{name}.{i}": v for i, v in enumerate(values)}
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        with open(temporary, "wb") as stream:
+            np.savez(stream, **arrays)  # type: ignore[arg-type]
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"{path}: {error.strerror or error}") from error

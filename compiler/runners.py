@@ -1,0 +1,76 @@
+"""Opens what can be compared with a bundle: an .onnx file or another bundle."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+import edgec_runtime
+from edgec.data import InputSpec
+from edgec.errors import SourceError
+from edgec.targets import Session
+from edgec_runtime.manifest import Manifest, Value
+
+Array = np.ndarray[Any, Any]
+Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+
+
+def open_runner(path: pathlib.Path, like: Manifest, threads: int) -> Run:
+    """Feeds -> outputs by name of an .onnx file or a bundle, set up like the bundle ``like``.
+
+    Raises SourceError if the file is neither or has another signature.
+    """
+    if path.suffix == ".edgec":
+        model = edgec_runtime.load(path, threads=threads, any_target=True)
+        _same_signature(path, [v.name for v in model.inputs], [v.name for v in model.outputs], like)
+        return lambda feeds: model(**feeds)
+    from edgec.export import load_onnx
+    from edgec.passes.execution import open_session
+
+    graph = load_onnx(path)
+    settings = Session(
+        disabled_optimizers=like.session.disabled_optimizers,
+        config=like.session.config,
+        prepacking=like.session.prepacking,
+    )
+    session = open_session(graph, settings=settings, threads=threads)
+    names = [output.name for output in session.get_outputs()]
+    _same_signature(path, [i.name for i in session.get_inputs()], names, like)
+    return lambda feeds: dict(zip(names, session.run(None, dict(feeds)), strict=True))
+
+
+def reference_beside(bundle: pathlib.Path) -> pathlib.Path | None:
+    """The float32 reference that a build left beside its bundle, if it is there."""
+    file = bundle.with_name(f"{bundle.stem}.reference.onnx")
+    return file if file.is_file() else None
+
+
+def bundle_input_specs(manifest: Manifest) -> tuple[InputSpec, ...]:
+    """What the bundle's inputs accept, in the form of the data loader."""
+    return tuple(
+        InputSpec(
+            value.name,
+            np.dtype(value.dtype),
+            tuple(d if isinstance(d, int) else None for d in value.shape),
+        )
+        for value in manifest.graphs["main"].inputs
+    )
+
+
+def _same_signature(
+    path: pathlib.Path, inputs: Sequence[str], outputs: Sequence[str], like: Manifest
+) -> None:
+    graph = like.graphs["main"]
+
+    def names(values: Sequence[Value]) -> list[str]:
+        return [value.name for value in values]
+
+    if sorted(inputs) != sorted(names(graph.inputs)) or set(outputs) != set(names(graph.outputs)):
+        raise SourceError(
+            f"{path}: its inputs and outputs ({', '.join(inputs)} -> {', '.join(outputs)}) are not "
+            f"the bundle's ({', '.join(names(graph.inputs))} -> "
+            f"{', '.join(names(graph.outputs))}); give the model that the bundle was built from"
+        )

@@ -1,0 +1,124 @@
+"""Verifies a bundle: every byte, the self-test, and its answers on data."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import edgec_runtime
+from edgec.data import open_data
+from edgec.errors import DataError, SourceError
+from edgec.evaluate import Judgement, judge_outputs
+from edgec.metrics import load_metric
+from edgec.promise import Limits, judge
+from edgec.report import Promise
+from edgec.runners import bundle_input_specs, open_runner, reference_beside
+from edgec_runtime.golden import SelfTest
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome. judgement: None without data. reason: why it did not pass."""
+
+    path: pathlib.Path
+    self_test: SelfTest
+    judgement: Judgement | None
+    promises: tuple[Promise, ...]
+
+    @property
+    def passed(self) -> bool:
+        """True if the bytes are intact and the self-test passed."""
+        return self.self_test.passed
+
+    @property
+    def kept(self) -> bool:
+        """True if every promise is kept."""
+        return all(promise.kept for promise in self.promises)
+
+    @property
+    def reason(self) -> str:
+        """What the self-test found wrong."""
+        failed = [f"output '{v.name}': {v.reason}" for v in self.self_test.outputs if not v.passed]
+        return f"bundle {self.path}: the self-test failed on this machine: {'; '.join(failed)}"
+
+    def facts(self) -> dict[str, Any]:
+        """JSON data."""
+        facts: dict[str, Any] = {
+            "bundle": str(self.path),
+            "integrity": "every byte checked",
+            "self_test": {
+                "passed": self.self_test.passed,
+                "sqnr_db": round(self.self_test.sqnr_db, 1),
+                "min_sqnr_db": self.self_test.min_sqnr_db,
+            },
+            "promises": [
+                {"name": p.name, "limit": p.limit, "value": p.value, "kept": p.kept}
+                for p in self.promises
+            ],
+        }
+        if self.judgement is not None:
+            facts["samples"] = self.judgement.samples
+            facts["agreement"] = self.judgement.agreement
+            facts["agreement_rule"] = self.judgement.rule
+            facts["sqnr_db"] = round(self.judgement.sqnr_db, 2)
+            if self.judgement.metric is not None:
+                metric = self.judgement.metric
+                facts["metric"] = {
+                    "name": metric.name,
+                    "reference": metric.reference,
+                    "bundle": metric.bundle,
+                    "drop": metric.drop,
+                }
+        return facts
+
+
+def verify_bundle(
+    path: pathlib.Path,
+    *,
+    against: str | None = None,
+    evaluation: str | None = None,
+    metric: str | None = None,
+    max_drop: float | None = None,
+    any_target: bool = False,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Verdict:
+    """Hash every byte, run the self-test, compare with the reference on data if given.
+
+    against: an .onnx file or a bundle; by default the reference that the build left beside
+    the bundle. Raises EdgecError if the file is damaged, DataError for wrong data.
+    """
+    model = edgec_runtime.load(path, check="full", any_target=any_target)
+    tested = model.self_test()
+    judgement = None
+    if evaluation is None and (metric is not None or max_drop is not None or against is not None):
+        raise DataError("there is nothing to compare on; give --evaluation DATA")
+    if evaluation is not None:
+        reference = pathlib.Path(against) if against is not None else reference_beside(path)
+        if reference is None:
+            raise SourceError(
+                f"no reference beside {path}; give one with --against (an .onnx file or a bundle)"
+            )
+        data = open_data(evaluation, bundle_input_specs(model.manifest), "evaluation")
+        task_metric = load_metric(metric) if metric is not None else None
+        rule = str(model.manifest.results.get("agreement_rule", ""))
+        outputs = [v.name for v in model.outputs]
+        judgement = judge_outputs(
+            open_runner(reference, model.manifest, threads=0),
+            lambda feeds: model(**feeds),
+            data.samples(),
+            classifier=outputs[0] if rule == "same argmax" and len(outputs) == 1 else None,
+            metric=task_metric,
+            progress=lambda done: progress("evaluate", done, len(data)),
+        )
+    promises = judge(
+        Limits(max_drop=max_drop),
+        size_bytes=path.stat().st_size,
+        metric=judgement.metric if judgement is not None else None,
+        agreement=judgement.agreement if judgement is not None else None,
+        speedup=None,
+        measured_on=None,
+        real_data=True,
+    )
+    return Verdict(path, tested, judgement, promises)
