@@ -17,7 +17,7 @@ import onnx_ir.passes.common as common
 from edgec.passes.contract import Context, Result, Skip, Stage
 from edgec.passes.fuse_activation import fuse_gelu, fuse_hard_swish
 from edgec.passes.fuse_conv import fold_affine, fold_pad
-from edgec.passes.fuse_layout import fix_reshape, fuse_global_pool
+from edgec.passes.fuse_layout import fix_reshape, fuse_flat_softmax, fuse_global_pool
 from edgec.passes.fuse_norm import fuse_layer_norm
 from edgec.passes.matching import Rule, bypass_identities
 
@@ -28,6 +28,7 @@ _RULES: tuple[Rule, ...] = (
     fuse_gelu,
     fuse_hard_swish,
     fuse_global_pool,
+    fuse_flat_softmax,
     fix_reshape,
 )
 

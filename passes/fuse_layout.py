@@ -1,5 +1,6 @@
 """Simplifies pooling and shapes.
 
+    Flatten -> Softmax -> Reshape back       -> Softmax
     ReduceMean over height and width         -> GlobalAveragePool [+ Flatten]
     Reshape to a computed shape              -> Reshape to a constant one, where every
                                                 dimension is a number, copied, or the only rest
@@ -19,9 +20,11 @@ from edgec.passes.matching import (
     constant,
     insert,
     is_op,
+    producer,
     rank,
     reduction_axes,
     remove_unused,
+    sole_user,
     take_over,
     where,
 )
@@ -51,6 +54,31 @@ def fuse_global_pool(node: ir.Node, opset: int) -> bool | Skip | None:
     if old.shape is not None:
         pooled.shape = ir.Shape([*old.shape, *[1] * (dimensions - 2)])
     take_over(old, insert(node, "Flatten", [pooled], axis=1).outputs[0])
+    return True
+
+
+def fuse_flat_softmax(node: ir.Node, opset: int) -> bool | Skip | None:
+    """Flatten -> Softmax -> Reshape back  becomes  Softmax over the last axis.
+
+    ONNX's converter leaves this where it raises a Softmax from below opset 13.
+    """
+    if opset < 13 or not is_op(node, "Softmax"):
+        return None
+    flatten, data = producer(node.inputs[0], "Flatten"), None
+    if flatten is not None and node.attributes.get_int("axis", -1) in (1, -1):
+        data = flatten.inputs[0]
+    dimensions = rank(data)
+    reshape = sole_user(node.outputs[0])
+    if flatten is None or data is None or dimensions is None or reshape is None:
+        return None
+    if flatten.attributes.get_int("axis", 1) % dimensions != dimensions - 1:
+        return None
+    shape = producer(reshape.inputs[1], "Shape") if is_op(reshape, "Reshape") else None
+    if shape is None or shape.inputs[0] is not data or shape.attributes:
+        return None
+    new = insert(node, "Softmax", [data], axis=-1)
+    new.name = node.name
+    take_over(reshape.outputs[0], new.outputs[0])
     return True
 
 

@@ -419,6 +419,26 @@ def test_a_computed_reshape_becomes_constant_and_frees_its_chain():
     assert_same(model, result.model)
 
 
+def test_a_softmax_over_a_flattened_tensor_loses_the_detour():
+    model = model_of(
+        "g (float[batch,2,3,4] x) => (float[batch,2,3,4] y) "
+        "{ s = Shape(x) f = Flatten<axis = 3>(x) p = Softmax<axis = -1>(f) y = Reshape(p, s) }"
+    )
+    result = fuse(model)
+    assert op_types(result.model) == ["Softmax"]
+    assert_same(model, result.model)
+
+
+def test_a_softmax_over_two_flattened_axes_stays():
+    model = model_of(
+        "g (float[batch,2,3,4] x) => (float[batch,2,3,4] y) "
+        "{ s = Shape(x) f = Flatten<axis = 2>(x) p = Softmax<axis = -1>(f) y = Reshape(p, s) }"
+    )
+    result = fuse(model)
+    assert op_types(result.model) == ["Flatten", "Softmax", "Reshape"]
+    assert_same(model, result.model)
+
+
 def test_two_transposes_become_one_or_none():
     model = model_of(
         "g (float[2,3,4] x) => (float[2,3,4] y) "
