@@ -30,9 +30,13 @@ def export_directory(path: pathlib.Path, target: Target) -> Exported:
             from optimum.exporters.onnx import onnx_export_from_model
             from optimum.exporters.tasks import TasksManager
 
-            task = TasksManager.infer_task_from_model(str(path), library_name="transformers")
+            task = _task(path)
             module = TasksManager.get_model_from_task(
-                task, str(path), framework="pt", local_files_only=True
+                task,
+                str(path),
+                framework="pt",
+                library_name="transformers",
+                local_files_only=True,
             ).eval()
         except Exception as error:
             raise SourceError(
@@ -42,6 +46,7 @@ def export_directory(path: pathlib.Path, target: Target) -> Exported:
             onnx_export_from_model(
                 module,
                 folder,
+                library_name="transformers",
                 opset=min(_EXPORT_OPSET, target.opset),
                 task=task,
                 do_validation=False,
@@ -80,6 +85,18 @@ def export_directory(path: pathlib.Path, target: Target) -> Exported:
     if not can_compare:
         findings += ("parity with eager transformers was not measured for this task",)
     return Exported(model, (feeds,), eager if can_compare else None, None, findings)
+
+
+def _task(path: pathlib.Path) -> str:
+    """The task of the class that config.json names; a bare encoder gives features."""
+    import transformers
+    from optimum.exporters.tasks import TasksManager
+
+    config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+    architecture = getattr(transformers, (config.architectures or [""])[0], None)
+    if architecture is None:
+        return "feature-extraction"
+    return str(TasksManager.infer_task_from_model(architecture))
 
 
 def _dummy_feeds(module: Any, task: str, model: ir.Model) -> dict[str, np.ndarray[Any, Any]]:
