@@ -134,6 +134,16 @@ def test_a_directory_that_lies(
         bundle.read_bundle(path)
 
 
+def test_a_checksum_of_the_zip_that_differs_from_the_data(tmp_path: pathlib.Path) -> None:
+    path = write_sample(tmp_path / "a")
+    data = bytearray(path.read_bytes())
+    crc = data[14:18]  # of weights.bin: in its header, and again in the directory
+    start = data.rindex(crc, 0, data.rindex(b"weights.bin"))
+    data[14:18] = data[start : start + 4] = b"1234"
+    path.write_bytes(data)
+    assert "the entry 'weights.bin' is altered: its checksum differs" in refusal(path)
+
+
 def test_bytes_hidden_in_the_padding(tmp_path: pathlib.Path) -> None:
     path = write_sample(tmp_path / "a")
     data = bytearray(path.read_bytes())
@@ -242,7 +252,7 @@ def test_a_missing_golden_file(tmp_path: pathlib.Path) -> None:
     [
         ({"offset": 0}, "has offset 0 and length 128"),
         ({"offset": 65535}, "has offset 65535"),
-        ({"offset": 65536 + 4}, "expected a multiple of 64"),
+        ({"offset": 65536 + 4, "length": 124}, "expected a multiple of 64"),
         ({"offset": 65536 + 64}, "within the weights, 65536 to 65664"),
         ({"offset": 1 << 62}, "has offset 4611686018427387904"),
         ({"offset": "-64"}, "has offset -1"),

@@ -9,6 +9,7 @@ import pathlib
 import subprocess
 import sys
 import threading
+import weakref
 
 import numpy as np
 import onnxruntime
@@ -208,6 +209,18 @@ def test_what_onnxruntime_refuses_is_one_line(
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_provider_that_fails_prints_no_banner(
+    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise RuntimeError("the driver\nis missing")
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", fail)
+    with pytest.raises(BundleError, match="refuses it: the driver is missing"):
+        edgec_runtime.load(path)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_signature_other_than_the_manifest_is_refused(tmp_path: pathlib.Path) -> None:
     graph = manifest.Graph(
         "graph.onnx",
@@ -253,11 +266,16 @@ _FORKED: edgec_runtime.Model | None = None
 def _in_child() -> None:
     global _FORKED
     assert _FORKED is not None
-    with pytest.raises(EdgecError, match="loaded before this process was forked"):
+    message = ""
+    try:
         _FORKED(X)
-    path = _FORKED.path
+    except EdgecError as error:  # pytest.raises would keep the model alive
+        message = str(error)
+    assert "loaded before this process was forked" in message
+    path, session = _FORKED.path, weakref.ref(_FORKED)
     _FORKED = None
-    gc.collect()  # destroys the parent's session: must not crash
+    gc.collect()  # destroys the parent's model: must not crash
+    assert session() is None
     model = edgec_runtime.load(path, threads=2)
     assert model(X)["y"].shape == (3, 4)
 
@@ -265,7 +283,8 @@ def _in_child() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_is_told_and_does_not_crash(path: pathlib.Path) -> None:
     global _FORKED
-    _FORKED = edgec_runtime.load(path, threads=2)
+    _FORKED = edgec_runtime.load(path, threads=4)  # with four, destruction crashed each time
+    _FORKED(X)
     child = multiprocessing.get_context("fork").Process(target=_in_child)
     child.start()
     child.join(60)
