@@ -1,5 +1,6 @@
 """The passes: one a file, listed here in the order of their stages."""
 
+from edgec.passes.cleanup import Cleanup
 from edgec.passes.contract import (
     Context,
     Feeds,
@@ -12,13 +13,18 @@ from edgec.passes.contract import (
     Stage,
 )
 from edgec.passes.convert_float16 import ConvertFloat16
+from edgec.passes.fuse import Fuse
 from edgec.passes.lower import Lower
 from edgec.passes.prune_magnitude import PruneMagnitude
 from edgec.passes.quantize_dynamic import QuantizeDynamic
+from edgec.passes.quantize_static import QuantizeStatic
 from edgec.passes.quantize_weights import QuantizeWeights
 
 PASSES: tuple[type[Pass], ...] = (
+    Cleanup,
+    Fuse,
     PruneMagnitude,
+    QuantizeStatic,
     QuantizeDynamic,
     QuantizeWeights,
     ConvertFloat16,
@@ -27,15 +33,18 @@ PASSES: tuple[type[Pass], ...] = (
 
 __all__ = [
     "PASSES",
+    "Cleanup",
     "Context",
     "ConvertFloat16",
     "Feeds",
+    "Fuse",
     "Lower",
     "Pass",
     "PassError",
     "Progress",
     "PruneMagnitude",
     "QuantizeDynamic",
+    "QuantizeStatic",
     "QuantizeWeights",
     "Result",
     "Samples",

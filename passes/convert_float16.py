@@ -63,7 +63,7 @@ class ConvertFloat16:
         size = sum(_array(value).nbytes for value in chosen)
         touched = tuple(dict.fromkeys(_outputs(chosen)))
         if context.target.float16.compute:
-            model = _compute(model, [value.name or "" for value in weights if value not in chosen])
+            model = _compute(model, {skip.node for skip in skipped})
             touched = tuple(value.name or "" for value in model.graph.outputs)
             finding = f"computes in float16; {size / 1e6:.1f} MB of weights take half of that"
         else:
@@ -116,7 +116,7 @@ def _store(model: ir.Model, weights: list[ir.Value]) -> None:
             editor.rewire(user, index, single)
 
 
-def _compute(model: ir.Model, kept: list[str]) -> ir.Model:
+def _compute(model: ir.Model, kept: set[str]) -> ir.Model:
     """The model computing in float16, with the nodes that read ``kept`` weights in float32."""
     import onnx
     from onnxruntime.transformers import float16
@@ -136,7 +136,13 @@ def _compute(model: ir.Model, kept: list[str]) -> ir.Model:
         op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *_QUANTIZATION_OPS],
         node_block_list=blocked,
     )
-    return ir.from_proto(proto)
+    converted = ir.from_proto(proto)
+    converted.graph.sort()  # the converter appends its Casts at the end
+    for graph in converted.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:  # kept weights are declared float16 there
+                value.type = ir.TensorType(value.const_value.dtype)
+    return converted
 
 
 def _outputs(weights: list[ir.Value]) -> list[str]:

@@ -12,7 +12,11 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from edgec.passes.contract import Context, Result, Stage
+from edgec.passes.lower_attention import lower_attention
+from edgec.passes.lower_norm import lower_norm
 from edgec.passes.lower_weights import lower_weights
+
+_STEPS = (lower_weights, lower_norm, lower_attention)
 
 
 @dataclass(frozen=True)
@@ -29,4 +33,15 @@ class Lower:
 
         ``touched`` names the outputs of kernels that round activations to int8.
         """
-        return lower_weights(model, context)
+        total = Result(model, 0)
+        for step in _STEPS:
+            result = step(total.model, context)
+            total = Result(
+                result.model,
+                total.changed + result.changed,
+                total.skipped + result.skipped,
+                total.touched + result.touched,
+                {**total.decisions, **result.decisions},
+                total.findings + result.findings,
+            )
+        return total

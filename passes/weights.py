@@ -50,11 +50,15 @@ def constant(value: ir.Value | None) -> Array | None:
     """
     if value is None or value.is_graph_input():
         return None
-    tensor = ir.convenience.get_const_tensor(value)
-    if tensor is not None:
-        return tensor.numpy()
+    if value.const_value is not None:
+        return value.const_value.numpy()
     node = value.producer()
-    if node is None or node.op_type != "Transpose" or node.domain:
+    if node is None or node.domain:
+        return None
+    if node.op_type == "Constant" and "value" in node.attributes:
+        # not ir.convenience.get_const_tensor: it renames the tensor, which clones share
+        return node.attributes["value"].as_tensor().numpy()
+    if node.op_type != "Transpose":
         return None
     inner = constant(node.inputs[0])
     if inner is None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import onnx
+import onnx.parser
 import onnx_ir as ir
 
 from edgec.passes import Context
@@ -19,9 +21,11 @@ def context(model: ir.Model, target: str | Target = "x86-64", **rest: object) ->
 
 def graph(text: str, weights: Mapping[str, np.ndarray], opset: int = 21) -> ir.Model:
     """A model from ONNX text ``name (inputs) => (outputs) { nodes }`` and its weights."""
-    header = f'<ir_version: 10, opset_import: ["" : {opset}]>'
-    tensors = [ir.tensor(array, name=name) for name, array in weights.items()]
-    return ir.from_onnx_text(header + text, initializers=tensors)
+    # through onnx: onnx_ir's own reader adds initializers too late for subgraphs
+    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : {opset}]>' + text)
+    for name, array in weights.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    return ir.from_proto(proto)
 
 
 def weight(*shape: int, seed: int = 0) -> np.ndarray:
