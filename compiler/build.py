@@ -222,9 +222,6 @@ def _report(
     parity: Parity | None,
     exported: Exported,
 ) -> Report:
-    findings = list(exported.findings) + list(inputs.findings)
-    for step in steps:
-        findings += [f"{step.pass_.name}: {finding}" for finding in step.result.findings]
     return Report(
         name=source.name,
         target=target.name,
@@ -259,7 +256,7 @@ def _report(
             for skip in step.result.skipped
         ),
         layers=tuple(layers),
-        findings=tuple(findings),
+        findings=exported.findings + inputs.findings,
     )
 
 
