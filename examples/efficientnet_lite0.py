@@ -12,17 +12,14 @@ from __future__ import annotations
 import importlib
 import json
 import pathlib
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import photographs  # the file beside this one
 import torch
 
 import edgec
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import photographs
 
 IMAGE = edgec.ImageSpec(
     size=(224, 224),
