@@ -139,7 +139,7 @@ def test_expanded_file_is_as_small_as_the_integers():
 
 def test_table_is_gathered_in_integers():
     model, feeds = graphs.transformer()
-    standard = QuantizeDynamic().run(model, graphs.context(model)).model
+    standard = QuantizeDynamic(min_weights=1024).run(model, graphs.context(model)).model
     result = lowered(standard)
     gathers = [n for n in result.model.graph if n.op_type == "Gather"]
     assert [n.inputs[0].dtype for n in gathers] == [ir.DataType.INT8, ir.DataType.FLOAT]
@@ -154,7 +154,7 @@ def test_table_is_gathered_in_integers():
 @pytest.mark.parametrize("directions", [1, 2])
 def test_lstm_becomes_the_int8_kernel(directions):
     model, feeds = graphs.lstm(directions)
-    standard = QuantizeDynamic().run(model.clone(), graphs.context(model)).model
+    standard = QuantizeDynamic(min_weights=1024).run(model.clone(), graphs.context(model)).model
     result = lowered(standard)
     assert graphs.operators(result.model) == ["DynamicQuantizeLSTM"]
     assert result.touched == ("y",) and "round their activations" in result.findings[0]
@@ -208,7 +208,7 @@ def test_weights_of_integer_kernels_are_left_alone():
 def test_second_run_finds_nothing():
     model, _ = graphs.transformer()
     context = graphs.context(model)
-    for chosen in (QuantizeDynamic(), QuantizeWeights(bits=4), ConvertFloat16()):
+    for chosen in (QuantizeDynamic(min_weights=1024), QuantizeWeights(bits=4), ConvertFloat16()):
         once = Lower().run(chosen.run(model.clone(), context).model, context).model
         before = graph_bytes(once)
         again = Lower().run(once, context)

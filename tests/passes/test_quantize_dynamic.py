@@ -14,6 +14,7 @@ from edgec.targets import load_target
 
 
 def quantized(model, target="x86-64", **parameters):
+    parameters = {"min_weights": 1024, **parameters}
     return QuantizeDynamic(**parameters).run(model.clone(), graphs.context(model, target))
 
 
@@ -149,6 +150,13 @@ def test_float_layers_are_left_with_a_reason():
         "dynamic int8 Gemm does not pay on arm64",
         "dynamic int8 MatMul does not pay on arm64",
     }
+
+
+def test_layers_too_small_to_pay_stay_float_by_default():
+    model, _ = graphs.mlp()
+    result = QuantizeDynamic().run(model, graphs.context(model))
+    assert result.changed == 0
+    assert result.skipped[0].reason == "it has 6144 weights, fewer than min_weights"
 
 
 def test_gru_is_refused_with_the_way_out():
