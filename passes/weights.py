@@ -135,8 +135,7 @@ def quantize_blocks(
     moved = np.moveaxis(weight, axis, -1)
     size = moved.shape[-1]
     padding = [(0, 0)] * (moved.ndim - 1) + [(0, -size % block_size)]
-    # padded with the last weight, which widens no block's range
-    padded = np.pad(moved, padding, mode="edge")
+    padded = np.pad(moved, padding)  # with zeros, which every block's range contains
     blocks = padded.reshape(*moved.shape[:-1], -1, block_size)
     if symmetric:
         values, scale = _symmetric(blocks, bits)
