@@ -49,9 +49,7 @@ class Cleanup:
         """
         before = _Snapshot.of(model)
         work = model.clone()
-        signature = [
-            (v, v.name, v.type, v.shape) for v in (*work.graph.inputs, *work.graph.outputs)
-        ]
+        signature = [(v.name, v.type, v.shape) for v in (*work.graph.inputs, *work.graph.outputs)]
         _normalise(work)
         _refuse_nan(work)
         skipped: tuple[Skip, ...] = ()
@@ -162,10 +160,10 @@ def _mergeable(tensor: ir.TensorProtocol) -> bool:
 
 def _restore_signature(
     model: ir.Model,
-    signature: list[tuple[ir.Value, str | None, ir.TypeProtocol | None, ir.Shape | None]],
+    signature: list[tuple[str | None, ir.TypeProtocol | None, ir.Shape | None]],
 ) -> None:
     """Give inputs and outputs the declared type and shape back, whatever was inferred."""
-    declared = {name: (type_, shape) for _, name, type_, shape in signature}
+    declared = {name: (type_, shape) for name, type_, shape in signature}
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.name in declared:
             value.type, value.shape = declared[value.name]
