@@ -85,8 +85,9 @@ def largest_error(reference: ir.Model, model: ir.Model, samples: Sequence[Feeds]
     """Largest difference of any output, relative to the reference output's largest number.
 
     Both run as written, without ONNX Runtime's optimizer. A number below 1e-3 counts as
-    1e-3: a detector that finds nothing puts out float noise. Infinite where an output has another shape, a NaN in another place, or where an integer
-    differs. Raises PassError if one of the models cannot be loaded or run.
+    1e-3: a detector that finds nothing puts out float noise. Infinite where an output has
+    another shape, a NaN in another place, or where an integer differs. Raises PassError if
+    one of the models cannot be loaded or run.
     """
     # ONNX Runtime fuses attention and more itself: optimized, it would be proven by itself
     expected = _all_outputs(reference, samples)
