@@ -7,18 +7,26 @@ function that yields feeds. Keys that are no inputs of the model are labels.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from edgec.entrypoint import describe_failure, load_function
+from edgec.entrypoint import describe_failure, load_function, repeatable_items
 from edgec.errors import DataError
+from edgec.rows import open_rows
 
 Array = np.ndarray[Any, Any]
+T = TypeVar("T")
+
+LABEL = "label"  # the key of labels that is never taken for an input
 
 
 @dataclass(frozen=True)
@@ -68,9 +76,12 @@ class Dataset:
     def samples(self) -> Iterator[Sample]:
         """Yield the samples in order."""
         wanted = set(self.keep)
+        last = max(self.keep, default=-1)
         for index, sample in enumerate(self.read()):
             if index in wanted:
                 yield sample
+            if index >= last:
+                return
 
     def __iter__(self) -> Iterator[Mapping[str, Array]]:
         """Yield the feeds of the samples in order (the ``Samples`` of a pass)."""
@@ -98,10 +109,9 @@ class Dataset:
         the order of files and equal samples fall on one side.
         """
         ranked = sorted(
-            self.keep, key=lambda i: hashlib.sha256(f"{seed}{self.digests[i]}".encode()).digest()
+            self.kept_digests(), key=lambda d: hashlib.sha256(f"{seed}{d}".encode()).digest()
         )
-        cut = int(len(ranked) * share)
-        second = {self.digests[i] for i in ranked[:cut]}
+        second = set(ranked[: int(len(ranked) * share)])
         return (
             self.without(second),
             Dataset(
@@ -130,7 +140,7 @@ def open_data(given: Any, inputs: tuple[InputSpec, ...], what: str) -> Dataset:
 
     digests = tuple(sample.digest for sample in checked())
     if not digests:
-        raise DataError(f"{where}: no samples; at least one is needed")
+        raise DataError(f"{where}: it holds no samples; at least one is needed")
     return Dataset(where, checked, digests, tuple(range(len(digests))))
 
 
@@ -139,17 +149,22 @@ def _reader(
 ) -> Callable[[], Iterable[Sample]]:
     if callable(given):
         return lambda: _from_function(given, inputs, where)
+    if not isinstance(given, (str, pathlib.Path)):
+        raise DataError(
+            f"{where}: a {type(given).__name__}, expected a path or a function that yields "
+            "feeds; for a list, give lambda: the_list"
+        )
     text = str(given)
     path = pathlib.Path(text)
     if path.is_dir():
         files = sorted(path.glob("*.npz"))
         if not files:
             raise DataError(f"{where}: the directory holds no .npz files")
-        return lambda: (_sort_out(_load(f, where), inputs, f"{where}/{f.name}") for f in files)
+        return lambda: (_sort_out(_feed_in(f, where), inputs, f"{where}/{f.name}") for f in files)
     if path.suffix in {".npz", ".npy"}:
         if not path.is_file():
             raise DataError(f"{where}: no such file")
-        return lambda: _slices(_load(path, where), inputs, where)
+        return lambda: _slices(path, inputs, where)
     if ":" in text:
         function = load_function(text, DataError)
         return lambda: _from_function(function, inputs, where)
@@ -159,14 +174,28 @@ def _reader(
     )
 
 
-def _load(path: pathlib.Path, where: str) -> dict[str, Array]:
+def _feed_in(path: pathlib.Path, where: str) -> dict[str, Array]:
+    """The arrays of one feed, whole."""
+    with _readable(path, where), np.load(path) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+@contextlib.contextmanager
+def _readable(path: pathlib.Path, where: str) -> Iterator[None]:
+    """Errors of numpy, zip and the file system become one DataError."""
     try:
-        loaded = np.load(path, mmap_mode="r" if path.suffix == ".npy" else None)
-        if isinstance(loaded, np.ndarray):
-            return {"": loaded}
-        with loaded as archive:
-            return {name: archive[name] for name in archive.files}
-    except Exception as error:  # numpy raises a dozen kinds for a damaged file
+        yield
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        EOFError,
+        KeyError,
+        zipfile.BadZipFile,
+        zlib.error,
+        NotImplementedError,
+        SyntaxError,
+    ) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{where}: {path.name} cannot be read as numpy data: {reason}") from error
 
@@ -175,7 +204,7 @@ def _from_function(
     function: Callable[[], Iterable[Any]], inputs: tuple[InputSpec, ...], where: str
 ) -> Iterator[Sample]:
     try:
-        for index, item in enumerate(function()):
+        for index, item in enumerate(repeatable_items(function)):
             place = f"{where}, sample {index}"
             if isinstance(item, Mapping):
                 yield _sort_out(item, inputs, place)
@@ -189,19 +218,18 @@ def _from_function(
                 )
     except DataError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DataError(f"{where}: {describe_failure(function, error)}") from error
 
 
 def _sort_out(item: Mapping[str, Any], inputs: tuple[InputSpec, ...], where: str) -> Sample:
     names = [i.name for i in inputs]
-    if len(names) == 1 and names[0] not in item and len(item) == 1:
-        item = {names[0]: next(iter(item.values()))}  # one input, one array: any key
+    item = _named(item, names)
     missing = [n for n in names if n not in item]
     if missing:
         raise DataError(
-            f"{where}: no array for input '{missing[0]}'; the file has "
-            f"{', '.join(sorted(item)) or 'nothing'}"
+            f"{where}: no array for input '{missing[0]}'; it has "
+            f"{', '.join(sorted(map(str, item))) or 'nothing'}"
         )
     return Sample(
         {n: np.asarray(item[n]) for n in names},
@@ -209,33 +237,43 @@ def _sort_out(item: Mapping[str, Any], inputs: tuple[InputSpec, ...], where: str
     )
 
 
-def _slices(
-    arrays: dict[str, Array], inputs: tuple[InputSpec, ...], where: str
-) -> Iterator[Sample]:
-    """Samples of arrays whose first axis counts samples (or rows of a batch)."""
-    names = {i.name: i for i in inputs}
-    if len(inputs) == 1 and inputs[0].name not in arrays:
-        others = [k for k in arrays if k != "label"]
+def _named(item: Mapping[str, T], names: Sequence[str]) -> Mapping[str, T]:
+    """``item``, in which the single array of a model with one input may have any key."""
+    if len(names) == 1 and names[0] not in item:
+        others = [key for key in item if key != LABEL]
         if len(others) == 1:
-            arrays = {(inputs[0].name if k == others[0] else k): v for k, v in arrays.items()}
+            return {(names[0] if key == others[0] else key): v for key, v in item.items()}
+    return item
+
+
+def _slices(path: pathlib.Path, inputs: tuple[InputSpec, ...], where: str) -> Iterator[Sample]:
+    """Samples of arrays whose first axis counts samples (or rows of a batch)."""
+    specs = {i.name: i for i in inputs}
+    with _readable(path, where):
+        arrays = _named(open_rows(path), list(specs))
     for name, array in arrays.items():
-        if array.ndim == 0:
+        if not array.shape:
             raise DataError(f"{where}: array '{name}' has no leading sample dimension")
-    counts = {name: len(array) for name, array in arrays.items()}
+    counts = {name: array.shape[0] for name, array in arrays.items()}
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{k} {v}" for k, v in sorted(counts.items()))
         raise DataError(f"{where}: the arrays differ in their number of samples: {listed}")
-    total = next(iter(counts.values()), 0)
+    total = next(iter(counts.values()))
+    whole = {n for n, a in arrays.items() if n in specs and len(a.shape) == len(specs[n].dims) + 1}
     rows = 1  # rows of the arrays that make one sample: the model's fixed batch size
-    for name, spec in names.items():
-        if name in arrays and arrays[name].ndim == len(spec.dims) and spec.dims:
+    for name, spec in specs.items():
+        if name in arrays and len(arrays[name].shape) == len(spec.dims) > 0:
             rows = max(rows, spec.dims[0] or 1)
-    for start in range(0, total - rows + 1, rows):
+    if 0 < total < rows:
+        raise DataError(f"{where}: {total} rows, but the model takes {rows} at a time")
+    streams = {name: array.rows() for name, array in arrays.items()}
+    for index in range(total // rows):
         item = {}
-        for name, array in arrays.items():
-            whole_sample = name in names and array.ndim == len(names[name].dims) + 1
-            item[name] = array[start] if whole_sample else array[start : start + rows]
-        yield _sort_out(item, inputs, where)
+        for name, stream in streams.items():
+            with _readable(path, where):
+                taken = list(itertools.islice(stream, rows))
+            item[name] = taken[0] if name in whole else np.stack(taken)
+        yield _sort_out(item, inputs, f"{where}, sample {index}")
 
 
 def _check(sample: Sample, inputs: tuple[InputSpec, ...], where: str) -> Sample:
@@ -245,7 +283,8 @@ def _check(sample: Sample, inputs: tuple[InputSpec, ...], where: str) -> Sample:
         if array.dtype != spec.dtype:
             if not (array.dtype.kind == spec.dtype.kind and array.dtype.kind in "iuf"):
                 raise DataError(
-                    f"{where}: '{spec.name}' is {array.dtype}, the model expects {spec.dtype}"
+                    f"{where}: '{spec.name}' is {array.dtype}, the model expects {spec.dtype}; "
+                    f"save it as .astype('{spec.dtype}') after the model's own preprocessing"
                 )
             array = _same_values(array, spec.dtype, f"{where}: '{spec.name}'")
         fits = array.ndim == len(spec.dims) and all(
