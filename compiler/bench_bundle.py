@@ -86,6 +86,7 @@ def bench_bundle(
     against: .onnx files or bundles; by default the reference beside the bundle, if any.
     data: the inputs to time on, the first sample is used; the golden sample otherwise.
     """
+    limits = Limits(min_speedup=min_speedup)
     model = edgec_runtime.load(path, threads=threads, any_target=True)
     if data is not None:
         dataset = open_data(data, bundle_input_specs(model.manifest), "bench")
@@ -100,7 +101,7 @@ def bench_bundle(
         raise SourceError(
             f"no reference beside {path}; give one with --against (an .onnx file or a bundle)"
         )
-    candidates: list[tuple[str, Callable[[], object]]] = [(path.name, lambda: model(**feeds))]
+    candidates: list[tuple[str, Callable[[], object]]] = [(path.name, lambda: model.run(feeds))]
     for other in others:
         run = open_runner(other, model.manifest, threads)
         candidates.append((other.name, _call(run, feeds)))
@@ -117,7 +118,7 @@ def bench_bundle(
     )
     speedup = timings[1].median_ms / timings[0].median_ms if len(timings) > 1 else None
     promises = judge(
-        Limits(min_speedup=min_speedup),
+        limits,
         size_bytes=path.stat().st_size,
         metric=None,
         agreement=None,

@@ -60,7 +60,8 @@ def build(
     source: what ``load_source`` understands. output: the bundle's path if it ends in
     ``.edgec``, else a directory. calibration, evaluation, metric: as on the command line,
     in place of those of the source. recipe: a TOML file, pass names, or None for the
-    target's own. settings: ``PASS.PARAMETER=VALUE``. lock: decisions to replay.
+    target's own. settings: ``PASS.PARAMETER=VALUE``. lock: decisions to replay, with their
+    recipe, seed and version.
     threads: of the latency measurement. version: release counter in the manifest.
 
     Returns the report; ``report.kept`` is False if a promise is broken. Raises EdgecError,
@@ -71,34 +72,34 @@ def build(
     given = _with_data(load_source(source), calibration, evaluation, metric)
     task_metric = load_metric(given.metric) if given.metric is not None else None
     locked = read_lock(pathlib.Path(lock)) if lock is not None else None
+    if locked is not None:
+        check_lock(locked, pathlib.Path(str(lock)), target=device.name)
+        seed, version = locked.seed, locked.version
+    # mistakes are told before the minutes of an export
     if recipe is not None:
-        recipes.load_recipe(recipe)  # a mistake is told before the minutes of an export
+        recipes.with_settings(recipes.load_recipe(recipe), settings)
+    recipes.check_settings(settings)
     places = plan(pathlib.Path(output), given.name, device.name)
 
     progress("export", 0, 1)
     exported = export(given, device)
     check_model(exported.model)
-    inputs = open_inputs(given, exported, seed)
+    inputs = open_inputs(given, exported, device, seed)
     parity = check_parity(exported, inputs.checks)
     reference = lay_out(exported.model)
     reference_digest = reference.digest()
     progress("export", 1, 1)
 
-    passes = recipes.with_settings(
-        recipes.load_recipe(recipe)
-        if recipe is not None
-        else recipes.default_recipe(device, exported.model, inputs.calibration is not None),
-        settings,
-    )
+    if recipe is not None:
+        passes = recipes.load_recipe(recipe)
+    elif locked is not None:
+        passes = recipes.from_toml(locked.recipe, f"lock file {lock}")
+    else:
+        passes = recipes.default_recipe(device, exported.model, inputs.calibration is not None)
+    passes = recipes.with_settings(passes, settings)
     recipe_text = recipes.to_toml(passes)
     if locked is not None:
-        check_lock(
-            locked,
-            pathlib.Path(str(lock)),
-            reference=reference_digest,
-            target=device.name,
-            recipe=recipe_text,
-        )
+        check_lock(locked, pathlib.Path(str(lock)), reference=reference_digest, recipe=recipe_text)
     context = Context(
         target=device,
         reference=exported.model,
@@ -116,13 +117,13 @@ def build(
     )
     final = steps[-1].model if steps else exported.model
     check_model(final)
-    layers = layer_noise(steps, inputs.checks)
+    layers = layer_noise(exported.model, steps, inputs.checks)
 
     with staging(places) as folder:
         file = folder / places.bundle.name
         layout = lay_out(final)
         golden = (
-            restore_golden(locked.golden)
+            restore_golden(locked.golden, f"lock file {lock}")
             if locked is not None
             else make_golden(final, device, inputs.checks[0], layout.size_bytes, seed)
         )
@@ -169,6 +170,8 @@ def build(
             reference=reference_digest,
             target=device.name,
             recipe=recipe_text,
+            seed=seed,
+            version=version,
             steps=tuple(step.result.decisions for step in steps),
             golden=golden.to_plain(),
             results=results,

@@ -35,7 +35,7 @@ class _Group(click.Group):
         except EdgecError as error:
             if ctx.params.get("traceback"):
                 raise
-            click.echo(f"edgec: {error}", err=True)
+            click.echo(f"edgec: {' '.join(str(error).split())}", err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
             click.echo("edgec: interrupted; nothing was written", err=True)
@@ -111,7 +111,20 @@ def _json_option(function: Callable[..., Any]) -> Callable[..., Any]:
     show_default=True,
     help="Threads of the latency measurement.",
 )
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Of every random choice.",
+)
+@click.option(
+    "--release",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Release counter in the bundle; a device refuses to go back.",
+)
 @click.option(
     "--reference/--no-reference",
     default=True,

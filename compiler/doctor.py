@@ -12,8 +12,10 @@ from typing import Any
 from edgec.machine import cpu_name, is_kind_of, this_machine
 from edgec.targets import load_target, target_names
 
-_PACKAGES = ("edgec", "edgec-runtime", "numpy", "onnx", "onnxruntime", "onnx_ir", "onnxscript",
-             "optimum", "optimum-onnx", "torch", "transformers", "click", "rich", "matplotlib")  # fmt: skip
+_PACKAGES = (
+    *("edgec", "edgec-runtime", "numpy", "onnx", "onnxruntime", "onnx_ir", "onnxscript"),
+    *("optimum", "optimum-onnx", "torch", "transformers", "click", "rich", "matplotlib"),
+)
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ def _agreement(
 ) -> float:
     if classifier is not None:
         e, a = expected[classifier], actual[classifier]
-        if e.shape != a.shape:
+        if e.shape != a.shape or np.isnan(a).any() > np.isnan(e).any():
             return 0.0
         return float((e.argmax(-1) == a.argmax(-1)).mean())
     signal = noise = 0.0

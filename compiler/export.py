@@ -21,9 +21,9 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from edgec.data import InputSpec
-from edgec.errors import ExportError, SourceError
-from edgec.passes.execution import open_session, sqnr_db
+from edgec.entrypoint import describe_failure
+from edgec.errors import EdgecError, ExportError, SourceError
+from edgec.passes.execution import open_session, run_feeds, sqnr_db
 from edgec.report import Parity
 from edgec.source import Source
 from edgec.targets import Target
@@ -65,8 +65,6 @@ def export(source: Source, target: Target) -> Exported:
     else:
         exported = _from_torch(source, target)
     _strip(exported.model)
-    if target.static_shapes:
-        _fix_shapes(exported.model, exported.examples)
     _require_tensors(exported.model)
     return exported
 
@@ -86,16 +84,17 @@ def check_parity(exported: Exported, samples: Iterable[Feeds], limit: int = 4) -
         if count == limit:
             break
         count += 1
-        expected = exported.eager(feeds)
-        actual = dict(zip(names, session.run(None, dict(feeds)), strict=True))
+        expected = _run_eager(exported.eager, feeds)
+        actual = dict(zip(names, run_feeds(session, feeds), strict=True))
         for name in names:
             e, a = expected[name], actual[name]
             if e.shape != a.shape:
                 raise ExportError(
                     f"output '{name}' has shape {list(a.shape)} in ONNX, {list(e.shape)} in torch"
                 )
-            both = np.isfinite(e) & np.isfinite(a) | (e != a) if e.dtype.kind == "f" else None
-            e, a = (e[both], a[both]) if both is not None else (e, a)
+            if e.dtype.kind == "f":  # equal infinities and NaN in the same place agree
+                judged = np.isfinite(e) | ~((e == a) | (np.isnan(e) & np.isnan(a)))
+                e, a = e[judged], a[judged]
             if not e.size:
                 continue
             worst_error = max(worst_error, float(np.max(np.abs(e.astype(float) - a.astype(float)))))
@@ -110,41 +109,18 @@ def check_parity(exported: Exported, samples: Iterable[Feeds], limit: int = 4) -
     return Parity(max_abs_error=worst_error, sqnr_db=round(worst_db, 1), samples=count)
 
 
-def input_specs(model: ir.Model) -> tuple[InputSpec, ...]:
-    """What the graph's inputs accept."""
-    specs = []
-    for value in model.graph.inputs:
-        if value.dtype is None or value.shape is None or value.name is None:
-            raise SourceError(f"input '{value.name}' has no dtype or shape in the ONNX file")
-        dims = tuple(d if isinstance(d, int) else None for d in value.shape)
-        specs.append(InputSpec(value.name, value.dtype.numpy(), dims))
-    return tuple(specs)
-
-
-def synthetic_feeds(model: ir.Model, seed: int, count: int = 1, dim: int = 8) -> tuple[Feeds, ...]:
-    """Seeded random feeds, for checks alone, where the user gave no data.
-
-    Floats are normal, integers 0 or 1, booleans True; an unknown dimension is 1 if it is
-    the first, else ``dim``; equal dimension names get equal sizes. These are no
-    calibration data.
-    """
-    random = np.random.RandomState(seed)
-    feeds = []
-    for _ in range(count):
-        one = {}
-        for spec in input_specs(model):
-            shape = [
-                d if d is not None else (1 if axis == 0 else dim)
-                for axis, d in enumerate(spec.dims)
-            ]
-            if spec.dtype.kind == "f":
-                one[spec.name] = random.standard_normal(shape).astype(spec.dtype)
-            elif spec.dtype.kind == "b":
-                one[spec.name] = np.ones(shape, bool)
-            else:
-                one[spec.name] = random.randint(0, 2, shape).astype(spec.dtype)
-        feeds.append(one)
-    return tuple(feeds)
+def _run_eager(eager: Any, feeds: Feeds) -> dict[str, np.ndarray[Any, Any]]:
+    try:
+        outputs: dict[str, np.ndarray[Any, Any]] = eager(feeds)
+    except EdgecError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+        raise ExportError(
+            f"the torch model cannot run the inputs that its graph accepts ({shapes}): "
+            f"{describe_failure(None, error)}"
+        ) from error
+    return outputs
 
 
 def load_onnx(path: pathlib.Path) -> ir.Model:
@@ -161,16 +137,17 @@ def load_onnx(path: pathlib.Path) -> ir.Model:
         raise SourceError(f"{path}: not an ONNX file: {reason}") from error
     if not len(model.graph) or not model.graph.outputs:
         raise SourceError(f"{path}: not an ONNX file, or a graph without nodes")
-    try:
-        onnx.checker.check_model(str(path))
-    except (onnx.checker.ValidationError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise SourceError(f"{path}: not a valid ONNX model: {reason}") from error
     for value in model.graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):
             file = pathlib.Path(value.const_value.path)
             if not file.is_file():
                 raise SourceError(f"{path}: its weights file {file.name} is missing beside it")
+    try:
+        onnx.checker.check_model(str(path))
+    except (onnx.checker.ValidationError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise SourceError(f"{path}: not a valid ONNX model: {reason}") from error
+    common_passes.RemoveInitializersFromInputsPass()(model)  # before IR version 4 they were
     return model
 
 
@@ -180,6 +157,7 @@ def _from_torch(source: Source, target: Target) -> Exported:
     findings: list[str] = []
     module = source.module
     if source.kind == "module":
+        _require_float32(module)
         if module.training:
             findings.append("the module was in training mode; it was switched to eval()")
         module = module.eval()
@@ -220,6 +198,11 @@ def _from_torch(source: Source, target: Target) -> Exported:
         with torch.no_grad():
             value = runner(*rebuilt, **rebuilt_keywords)
         arrays = [_to_numpy(t) for t in _flatten(value)]
+        if len(arrays) != len(outputs):
+            raise ExportError(
+                f"the module returns {len(arrays)} tensors, its graph has {len(outputs)} outputs "
+                f"({', '.join(outputs)}); return each tensor once"
+            )
         return dict(zip(outputs, arrays, strict=True))
 
     def locate(feeds: Feeds) -> str:
@@ -247,6 +230,17 @@ def _first_divergence(program: Any, model: ir.Model, arguments: Any, keywords: A
         "every node agrees with the traced program, so tracing froze something that forward() "
         "computes in Python (randomness, state or a branch on data)"
     )
+
+
+def _require_float32(module: Any) -> None:
+    import torch
+
+    for name, parameter in module.named_parameters():
+        if parameter.dtype in (torch.bfloat16, torch.float16):
+            raise SourceError(
+                f"parameter '{name}' is {parameter.dtype}; the reference is computed in float32: "
+                "return module.float() with float32 inputs (the recipe decides on float16)"
+            )
 
 
 def _arguments(source: Source) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -313,28 +307,6 @@ def _strip(model: ir.Model) -> None:
     model.producer_name, model.producer_version = "edgec", None
     model.doc_string = None
     model.graph.name = "main"
-
-
-def _fix_shapes(model: ir.Model, examples: Sequence[Feeds]) -> None:
-    """Fix dynamic dimensions to those of the example, for targets without dynamic shapes."""
-    sizes: dict[str, int] = {}
-    for value in model.graph.inputs:
-        shape = value.shape
-        if shape is None:
-            continue
-        for axis, dim in enumerate(shape):
-            if isinstance(dim, int):
-                continue
-            size = 1
-            if examples and value.name in examples[0]:
-                size = int(examples[0][value.name].shape[axis])
-            sizes.setdefault(str(dim.value), size)
-            shape[axis] = sizes[str(dim.value)]
-    for output in model.graph.outputs:
-        if output.shape is not None:
-            for axis, dim in enumerate(output.shape):
-                if not isinstance(dim, int) and str(dim.value) in sizes:
-                    output.shape[axis] = sizes[str(dim.value)]
 
 
 def _require_tensors(model: ir.Model) -> None:

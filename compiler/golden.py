@@ -16,8 +16,9 @@ from typing import Any
 
 import onnx_ir as ir
 
+from edgec.errors import LockError
 from edgec.passes import Feeds
-from edgec.passes.execution import open_session, sqnr_db
+from edgec.passes.execution import open_session, run_feeds, sqnr_db
 from edgec.targets import Target
 from edgec_runtime import golden as format_
 from edgec_runtime import manifest as parts
@@ -50,8 +51,8 @@ def make_golden(
     decoded = format_.decode_inputs(inputs.parts, inputs.data)
     session = open_session(model, settings=target.session)
     names = [output.name for output in session.get_outputs()]
-    outputs = session.run(None, decoded)
-    plain = open_session(model, optimized=False).run(None, decoded)
+    outputs = run_feeds(session, decoded)
+    plain = run_feeds(open_session(model, optimized=False), decoded)
     noise_db = min(
         (sqnr_db(a, b) for a, b in zip(plain, outputs, strict=True) if a.dtype.kind == "f"),
         default=format_.SQNR_CAP_DB,
@@ -66,17 +67,20 @@ def make_golden(
     return GoldenSample(golden, files)
 
 
-def restore_golden(plain: Mapping[str, Any]) -> GoldenSample:
-    """The sample that a lock file holds."""
-    table = plain["manifest"]
-    golden = parts.Golden(
-        **{
-            **table,
-            "inputs": tuple(parts.GoldenInput(**_tuples(i)) for i in table["inputs"]),
-            "outputs": tuple(parts.GoldenOutput(**_tuples(o)) for o in table["outputs"]),
-        }
-    )
-    files = {name: base64.b64decode(text) for name, text in plain["files"].items()}
+def restore_golden(plain: Mapping[str, Any], where: str) -> GoldenSample:
+    """The sample that a lock file holds. Raises LockError, with ``where``, if it is none."""
+    try:
+        table = plain["manifest"]
+        golden = parts.Golden(
+            **{
+                **table,
+                "inputs": tuple(parts.GoldenInput(**_tuples(i)) for i in table["inputs"]),
+                "outputs": tuple(parts.GoldenOutput(**_tuples(o)) for o in table["outputs"]),
+            }
+        )
+        files = {name: base64.b64decode(text) for name, text in plain["files"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise LockError(f"{where}: its golden sample is damaged: {error}") from error
     return GoldenSample(golden, files)
 
 

@@ -13,9 +13,12 @@ from dataclasses import dataclass
 
 from edgec.data import Dataset, Sample, open_data
 from edgec.errors import DataError
-from edgec.export import Exported, input_specs, synthetic_feeds
-from edgec.passes import Feeds
+from edgec.export import Exported
+from edgec.passes import Context, Feeds
+from edgec.passes.equivalence import proof_feeds
+from edgec.shapes import fix_shapes, has_open_dimensions, input_specs
 from edgec.source import Source
+from edgec.targets import Target
 
 VALIDATION_SHARE = 0.25  # of the calibration samples
 _MAX_CHECKS = 8
@@ -52,8 +55,14 @@ class Inputs:
         return len(self.evaluation) if self.evaluation is not None else len(self.checks)
 
 
-def open_inputs(source: Source, exported: Exported, seed: int) -> Inputs:
-    """Open and check the data that a source names. Raises DataError."""
+def open_inputs(source: Source, exported: Exported, target: Target, seed: int) -> Inputs:
+    """Open and check the data that a source names. Raises DataError.
+
+    Where the target needs fixed shapes, the open dimensions of the exported model get the
+    sizes that the data has.
+    """
+    if target.static_shapes and has_open_dimensions(exported.model):
+        fix_shapes(exported.model, _first_feeds(source, exported), target.name)
     specs = input_specs(exported.model)
     findings: list[str] = []
     calibration = evaluation = validation = None
@@ -88,18 +97,62 @@ def open_inputs(source: Source, exported: Exported, seed: int) -> Inputs:
         judged_on = f"{len(validation)} calibration samples that were held out"
     else:
         judged, judged_on = None, ""
+    if source.metric is not None:
+        _require_labels(judged, source.metric)
     checks = _checks(calibration or judged)
-    real = True
-    if not checks and exported.examples:
-        checks = exported.examples
-        judged_on = "the example inputs of the source"
-    elif not checks:
-        checks, real = synthetic_feeds(exported.model, seed, count=2), False
-        judged_on = "synthetic random inputs (no data was given): numerics only, no accuracy"
+    real = bool(checks)
+    if not real:
+        checks = _made_up(exported, target, seed)
+        judged_on = "example or random inputs (no data was given): numerics only, no accuracy"
         findings.append("no data was given: accuracy was not judged; give --evaluation")
     elif judged is None:
         judged_on = f"{len(checks)} calibration samples that were also used for calibration"
     return Inputs(calibration, validation, judged, checks, judged_on, real, tuple(findings))
+
+
+def _first_feeds(source: Source, exported: Exported) -> Feeds | None:
+    """A sample whose shapes are those that the device will see."""
+    specs = input_specs(exported.model)
+    for given, what in ((source.evaluation, "evaluation"), (source.calibration, "calibration")):
+        if given is not None:
+            return next(iter(open_data(given, specs, what)))
+    return exported.examples[0] if exported.examples else None
+
+
+def _require_labels(judged: Dataset | None, metric: object) -> None:
+    """Refuse a metric without labels before the passes run, not after."""
+    name = metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")
+    if judged is None:
+        raise DataError(f"metric {name} needs labelled data to judge on; give --evaluation DATA")
+    if not next(iter(judged.samples())).labels:
+        raise DataError(
+            f"metric {name} needs labels, but {judged.where} has no array besides the inputs; "
+            "add one named 'label'"
+        )
+
+
+def _made_up(exported: Exported, target: Target, seed: int) -> tuple[Feeds, ...]:
+    """The source's examples; random feeds that the model accepts where they say too little."""
+    model = exported.model
+    specs = input_specs(model)
+    examples = [
+        feeds
+        for feeds in exported.examples
+        if all(
+            d is None or d == n
+            for spec in specs
+            for d, n in zip(spec.dims, feeds[spec.name].shape, strict=True)
+        )
+    ]
+    if any(array.min() < array.max() for feeds in examples for array in feeds.values()):
+        return tuple(examples)
+    random = proof_feeds(model, Context(target=target, reference=model, seed=seed))
+    if random is None and not examples:
+        raise DataError(
+            "no data was given, and no random inputs were found that the model accepts; give "
+            "--calibration or --evaluation"
+        )
+    return (*examples, random) if random is not None else tuple(examples)
 
 
 def _checks(data: Dataset | None) -> tuple[Feeds, ...]:

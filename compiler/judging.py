@@ -14,9 +14,9 @@ from edgec.bench import Timing, interleave
 from edgec.evaluate import Judgement, find_classifier, judge_outputs
 from edgec.inputs import Inputs
 from edgec.machine import cpu_name, is_kind_of, this_machine
-from edgec.metrics import TaskMetric
+from edgec.metrics import METRICS, TaskMetric
 from edgec.passes import Feeds
-from edgec.passes.execution import open_session
+from edgec.passes.execution import open_session, run_feeds
 from edgec.pipeline import Step
 from edgec.report import Measurement
 from edgec.source import Source
@@ -38,7 +38,7 @@ def judge_bundle(
     """Agreement, SQNR and task metric of the bundle file on the samples of the judgement."""
     model = edgec_runtime.load(bundle, any_target=True)
     run_reference = reference_runner(reference)
-    declared = source.labels is not None or (metric is not None and metric.name.startswith("top"))
+    declared = source.labels is not None or metric in (METRICS["top1"], METRICS["top5"])
     total = inputs.judged_count
     return judge_outputs(
         run_reference,
@@ -54,7 +54,7 @@ def reference_runner(reference: ir.Model) -> Callable[[Mapping[str, Array]], dic
     """Feeds -> outputs by name of the reference in plain ONNX Runtime."""
     session = open_session(reference, threads=0)
     names = [output.name for output in session.get_outputs()]
-    return lambda feeds: dict(zip(names, session.run(None, dict(feeds)), strict=True))
+    return lambda feeds: dict(zip(names, run_feeds(session, feeds), strict=True))
 
 
 def time_all(
@@ -84,7 +84,7 @@ def time_all(
         session = open_session(graph, settings=target.session, threads=threads)
         call = _caller(session, feeds)
         candidates.append((name, call))
-    candidates.append(("bundle", lambda: model(**feeds)))
+    candidates.append(("bundle", lambda: model.run(feeds)))  # feeds were checked before
     timings = interleave(candidates)
     machine = this_machine()
     measured = Measurement(

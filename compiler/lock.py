@@ -7,6 +7,7 @@ first time, replayed by ``--lock`` to the same bytes anywhere.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
@@ -23,20 +24,24 @@ class Lock:
     """Decisions by step, and what they belong to.
 
     reference: sha256 of the reference graph. recipe: the passes with parameters, as TOML.
-    steps: decisions of each pass, in order. golden, results: as in the bundle's manifest.
+    seed, version: as given to the build. steps: decisions of each pass, in order.
+    golden, results: as in the bundle's manifest.
     """
 
     reference: str
     target: str
     recipe: str
+    seed: int = 0
+    version: int = 1
     steps: tuple[Mapping[str, Any], ...] = ()
     golden: Mapping[str, Any] = field(default_factory=dict)
     results: Mapping[str, Any] = field(default_factory=dict)
     lock_version: int = LOCK_VERSION
 
     def to_json(self) -> str:
-        """Sorted, indented JSON."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+        """Sorted, indented JSON with a digest of itself."""
+        table = asdict(self)
+        return json.dumps({**table, "sha256": _digest(table)}, indent=1, sort_keys=True) + "\n"
 
 
 def read_lock(path: pathlib.Path) -> Lock:
@@ -49,20 +54,36 @@ def read_lock(path: pathlib.Path) -> Lock:
         raise LockError(f"lock file {path}: not JSON: {error}") from error
     if not isinstance(table, dict) or table.get("lock_version") != LOCK_VERSION:
         raise LockError(f"lock file {path}: not an edgec lock file of version {LOCK_VERSION}")
+    if table.pop("sha256", None) != _digest(table):
+        raise LockError(
+            f"lock file {path}: damaged, or changed by hand; take it from version control again, "
+            "or build without --lock to make a new one"
+        )
     try:
         return Lock(**{**table, "steps": tuple(table["steps"])})
     except (TypeError, KeyError) as error:
-        raise LockError(f"lock file {path}: damaged: {error}") from error
+        raise LockError(f"lock file {path}: not a complete lock file: {error}") from error
 
 
-def check_lock(lock: Lock, path: pathlib.Path, *, reference: str, target: str, recipe: str) -> None:
-    """Raise LockError unless the lock was made for this model, target and recipe."""
+def _digest(table: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
+
+
+def check_lock(
+    lock: Lock,
+    path: pathlib.Path,
+    *,
+    target: str | None = None,
+    reference: str | None = None,
+    recipe: str | None = None,
+) -> None:
+    """Raise LockError unless the lock was made for this target, model and recipe."""
     for what, locked, present in (
         ("target", lock.target, target),
         ("model", lock.reference, reference),
         ("recipe", lock.recipe, recipe),
     ):
-        if locked != present:
+        if present is not None and locked != present:
             detail = f" ('{locked}', now '{present}')" if what == "target" else ""
             raise LockError(
                 f"lock file {path}: made for another {what}{detail}; build without --lock to make "

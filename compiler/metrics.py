@@ -30,7 +30,7 @@ class TaskMetric:
             value = float(self.function(outputs, labels))
         except DataError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise DataError(
                 f"metric {self.name}: {describe_failure(self.function, error)}; it is called with "
                 "outputs (dict of arrays by output name, samples first) and labels (array)"
@@ -100,10 +100,10 @@ def _cosine(outputs: Outputs, labels: Any) -> float:
     return float(((values * truth).sum(1) / np.maximum(norms, 1e-30)).mean())
 
 
-def _mean_error(power: int) -> Callable[[Outputs, Any], float]:
+def _mean_error(name: str, power: int) -> Callable[[Outputs, Any], float]:
     def metric(outputs: Outputs, labels: Any) -> float:
-        values, truth = _single(outputs, "error"), np.asarray(labels)
-        _same_length(values.reshape(-1), truth.reshape(-1), "mae or mse")
+        values, truth = _single(outputs, name), np.asarray(labels)
+        _same_length(values.reshape(-1), truth.reshape(-1), name)
         difference = values.reshape(-1).astype(np.float64) - truth.reshape(-1)
         return float((np.abs(difference) ** power).mean())
 
@@ -144,7 +144,7 @@ METRICS: Mapping[str, TaskMetric] = {
         TaskMetric("spearman", _correlation("spearman", spearman)),
         TaskMetric("pearson", _correlation("pearson", _pearson)),
         TaskMetric("cosine", _cosine),
-        TaskMetric("mae", _mean_error(1), higher_is_better=False),
-        TaskMetric("mse", _mean_error(2), higher_is_better=False),
+        TaskMetric("mae", _mean_error("mae", 1), higher_is_better=False),
+        TaskMetric("mse", _mean_error("mse", 2), higher_is_better=False),
     )
 }

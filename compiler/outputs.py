@@ -32,6 +32,11 @@ class Places:
     html: pathlib.Path
     reference: pathlib.Path
 
+    def __iter__(self) -> Iterator[pathlib.Path]:
+        """All files that a build may write; the last holds weights that .onnx cannot."""
+        yield from (self.bundle, self.lock, self.json, self.html, self.reference)
+        yield self.reference.with_name(f"{self.reference.name}.data")
+
 
 def plan(output: pathlib.Path, name: str, target: str) -> Places:
     """The files that a build with this ``-o`` writes; checks that it can.
@@ -42,22 +47,30 @@ def plan(output: pathlib.Path, name: str, target: str) -> Places:
         folder, stem, report = output.parent, output.stem, f"{output.stem}.report"
     else:
         folder, stem, report = output, f"{name}.{target}", "report"
-    if output.suffix == ".edgec" and output.is_dir():
-        raise OutputError(f"{output}: is a directory; a bundle is a file")
     nearest = folder
     while not nearest.exists() and nearest != nearest.parent:
         nearest = nearest.parent
     if not nearest.is_dir():
-        raise OutputError(f"{nearest}: is a file; -o needs a folder there")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise OutputError(f"{folder}: no permission to write there; choose another -o")
-    return Places(
+        raise OutputError(f"{nearest}: is a file, expected a folder; choose another -o")
+    try:  # permissions, read-only file systems and quotas are told by trying
+        tempfile.TemporaryDirectory(prefix=".edgec-", dir=nearest).cleanup()
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: cannot write there: {error.strerror or error}; choose another -o"
+        ) from error
+    places = Places(
         bundle=folder / f"{stem}.edgec",
         lock=folder / f"{stem}.lock.json",
         json=folder / f"{report}.json",
         html=folder / f"{report}.html",
         reference=folder / f"{stem}.reference.onnx",
     )
+    for place in places:
+        if place.is_dir():
+            raise OutputError(
+                f"{place}: is a directory, expected a file or nothing; choose another -o"
+            )
+    return places
 
 
 def file_digest(path: pathlib.Path) -> str:
@@ -68,22 +81,31 @@ def file_digest(path: pathlib.Path) -> str:
 
 @contextlib.contextmanager
 def staging(places: Places) -> Iterator[pathlib.Path]:
-    """A folder whose files are moved to their places if the block succeeds."""
+    """A folder whose files are moved to their places if the block succeeds.
+
+    A file of an earlier build that this one does not make anew is removed: it would be
+    taken for this one's.
+    """
     folder = places.bundle.parent
     made = [p for p in (folder, *folder.parents) if not p.exists()]
+    hidden = ""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         hidden = tempfile.mkdtemp(prefix=".edgec-", dir=folder)
-    except OSError as error:
-        raise OutputError(f"{folder}: {error.strerror or error}; choose another -o") from error
-    try:
         yield pathlib.Path(hidden)
-        for file in sorted(pathlib.Path(hidden).iterdir()):
-            os.replace(file, folder / file.name)
+        for place in places:
+            file = pathlib.Path(hidden) / place.name
+            if file.exists():
+                os.replace(file, place)
+            else:
+                place.unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(f"{folder}: cannot write there: {error.strerror or error}") from error
+        raise OutputError(
+            f"{folder}: cannot write there: {error.strerror or error}; choose another -o"
+        ) from error
     finally:
-        shutil.rmtree(hidden, ignore_errors=True)
+        if hidden:
+            shutil.rmtree(hidden, ignore_errors=True)
         for parent in made:
             with contextlib.suppress(OSError):
                 parent.rmdir()  # stays where it holds something

@@ -16,7 +16,13 @@ import onnx_ir as ir
 
 from edgec.errors import PassError
 from edgec.passes import Context, Feeds, Pass, Result, Stage
-from edgec.passes.execution import open_session, run_values, sqnr_db, weights_size_bytes
+from edgec.passes.execution import (
+    open_session,
+    run_feeds,
+    run_values,
+    sqnr_db,
+    weights_size_bytes,
+)
 from edgec.report import Layer
 
 # A lossless pass reorders float32 operations; 60 dB leaves room for that and for nothing else.
@@ -94,16 +100,19 @@ def run_passes(
     return tuple(steps)
 
 
-def layer_noise(steps: Sequence[Step], checks: Sequence[Feeds]) -> tuple[Layer, ...]:
+def layer_noise(
+    reference: ir.Model, steps: Sequence[Step], checks: Sequence[Feeds]
+) -> tuple[Layer, ...]:
     """SQNR of every value that lossy passes touched, in graph order.
 
     The model before the first lossy pass is compared with the model after the last one,
     both without ONNX Runtime's optimizations, so that values have the same names.
     """
     lossy = [i for i, step in enumerate(steps) if not step.pass_.lossless and step.result.changed]
-    if not lossy or lossy[0] == 0 or not checks:
+    if not lossy or not checks:
         return ()
-    clean, noisy = steps[lossy[0] - 1].model, steps[lossy[-1]].model
+    clean = steps[lossy[0] - 1].model if lossy[0] else reference
+    noisy = steps[lossy[-1]].model
     touched = {name for i in lossy for name in steps[i].result.touched}
     producers = {
         v.name: node for node in clean.graph for v in node.outputs if v.dtype == ir.DataType.FLOAT
@@ -134,19 +143,26 @@ def _db(signal: float, noise: float) -> float:
 
 def _outputs(model: ir.Model, checks: Sequence[Feeds]) -> list[list[np.ndarray[Any, Any]]]:
     session = open_session(model)
-    return [session.run(None, dict(feeds)) for feeds in checks]
+    return [run_feeds(session, feeds) for feeds in checks]
 
 
 def _worst_sqnr_db(
     reference: Sequence[Sequence[np.ndarray[Any, Any]]],
     actual: Sequence[Sequence[np.ndarray[Any, Any]]],
 ) -> float:
-    """The lowest SQNR of any floating-point output of any sample; 200 if there is none."""
+    """The lowest SQNR of any output of any sample.
+
+    Integers count only in a model without floating-point outputs: an argmax flips on a tie.
+    """
     worst = 200.0
     for r_sample, a_sample in zip(reference, actual, strict=True):
+        floats = any(r.dtype.kind == "f" for r in r_sample)
         for r, a in zip(r_sample, a_sample, strict=True):
-            if r.dtype.kind == "f" and r.size and np.isfinite(r).all():
-                worst = min(worst, sqnr_db(r, a))
+            if r.shape != a.shape:
+                worst = -200.0
+            elif r.dtype.kind == "f" or (not floats and r.dtype.kind in "iub"):
+                both = ~((r == a) | (np.isnan(r) & np.isnan(a))) | np.isfinite(r)
+                worst = min(worst, sqnr_db(r[both], a[both]))
     return round(worst, 2)
 
 

@@ -49,6 +49,7 @@ class Job:
     lock: pathlib.Path | None = None
     threads: int = 1
     seed: int = 0
+    version: int = 1
     keep_reference: bool = True
 
     def run(self, progress: Callable[[str, int, int], None]) -> Report:
@@ -68,6 +69,7 @@ class Job:
             lock=self.lock,
             threads=self.threads,
             seed=self.seed,
+            version=self.version,
             keep_reference=self.keep_reference,
             progress=progress,
         )
@@ -130,6 +132,7 @@ def jobs_from_options(source: str | None, options: Mapping[str, Any]) -> tuple[J
             lock=options["lock"],
             threads=options["threads"],
             seed=options["seed"],
+            version=options["release"],
             keep_reference=options["reference"],
         )
         for target in targets
@@ -152,11 +155,11 @@ def read_project(path: pathlib.Path) -> Project:
         raise EdgecError(f"project file {path}: targets must be a list of names")
     folder = path.parent
     return Project(
-        model=_beside(folder, _text(table, "model", path)),
-        metric=_beside(folder, _text(table, "metric", path)),
-        targets=tuple(str(_beside(folder, t)) for t in targets),
+        model=_named(folder, _text(table, "model", path)),
+        metric=_named(folder, _text(table, "metric", path)),
+        targets=tuple(str(folder / t) if t.endswith(".toml") else t for t in targets),
         output=_path(folder, _text(table, "output", path)),
-        recipe=_beside(folder, _text(table, "recipe", path)),
+        recipe=_named(folder, _text(table, "recipe", path)),
         calibration=_path(folder, _text(data, "calibration", path)),
         evaluation=_path(folder, _text(data, "evaluation", path)),
         promises=_table(table, "promises", path),
@@ -186,12 +189,12 @@ def _text(table: Mapping[str, Any], key: str, path: pathlib.Path) -> str | None:
     return value
 
 
-def _beside(folder: pathlib.Path, text: str | None) -> str | None:
-    """``text`` relative to the folder if it names something there, else as it is."""
+def _named(folder: pathlib.Path, text: str | None) -> str | None:
+    """``text`` relative to the folder if it is a path, as it is if it is a name."""
     if text is None:
         return None
-    file = text.rpartition(":")[0] if ".py:" in text else text
-    return str(folder / text) if (folder / file).exists() else text
+    is_path = ".py:" in text or "/" in text or text.endswith((".onnx", ".pt2", ".toml"))
+    return str(folder / text) if is_path or (folder / text / "config.json").is_file() else text
 
 
 def _path(folder: pathlib.Path, text: str | None) -> str | None:

@@ -30,8 +30,8 @@ class Limits:
         for name, value in dataclasses.asdict(self).items():
             if value is None:
                 continue
-            positive = value > 0 or (name == "max_drop" and value >= 0)
-            if not (isinstance(value, (int, float)) and math.isfinite(value) and positive):
+            number = isinstance(value, (int, float)) and math.isfinite(value)
+            if not number or value < 0 or (value == 0 and name != "max_drop"):
                 raise EdgecError(f"promise {name} is {value!r}, expected a positive number")
 
 

@@ -37,7 +37,7 @@ def load_recipe(given: str | pathlib.Path | Sequence[str]) -> tuple[Pass, ...]:
     if isinstance(given, (str, pathlib.Path)):
         text = str(given)
         if text.endswith(".toml"):
-            return _from_toml(pathlib.Path(text))
+            return from_toml(_read(pathlib.Path(text)), f"recipe {text}")
         given = [name.strip() for name in text.split(",") if name.strip()]
     return check_order(tuple(make_pass(name, {}, "recipe") for name in given))
 
@@ -68,17 +68,13 @@ def make_pass(name: str, parameters: Mapping[str, Any], where: str) -> Pass:
 def with_settings(passes: tuple[Pass, ...], settings: Sequence[str]) -> tuple[Pass, ...]:
     """The recipe with ``PASS.PARAMETER=VALUE`` settings of the command line applied."""
     for setting in settings:
-        path, equals, text = setting.partition("=")
-        name, dot, key = path.partition(".")
-        if not (equals and dot and name and key):
-            raise RecipeError(f"--set {setting}: expected PASS.PARAMETER=VALUE")
+        name, key, value = _split(setting)
         if name not in _BY_NAME or name not in {p.name for p in passes}:
             names = ", ".join(p.name for p in passes)
             raise RecipeError(
                 f"--set {setting}: no pass '{name}' in this recipe"
                 f"{suggestion(name, [p.name for p in passes])}; it has {names}"
             )
-        value = _parse(text)
         passes = tuple(
             make_pass(name, {**parameters_of(p), key: value}, f"--set {setting}")
             if p.name == name
@@ -86,6 +82,19 @@ def with_settings(passes: tuple[Pass, ...], settings: Sequence[str]) -> tuple[Pa
             for p in passes
         )
     return passes
+
+
+def check_settings(settings: Sequence[str]) -> None:
+    """Refuse settings that no recipe could take, before the minutes of an export."""
+    for setting in settings:
+        name, key, value = _split(setting)
+        if name in _BY_NAME:
+            make_pass(name, {key: value}, f"--set {setting}")
+        else:
+            raise RecipeError(
+                f"--set {setting}: unknown pass '{name}'{suggestion(name, _BY_NAME)}; "
+                f"the passes are {', '.join(_BY_NAME)}"
+            )
 
 
 def parameters_of(pass_: Pass) -> dict[str, Any]:
@@ -154,24 +163,41 @@ def check_order(passes: tuple[Pass, ...]) -> tuple[Pass, ...]:
     return passes
 
 
-def _from_toml(path: pathlib.Path) -> tuple[Pass, ...]:
+def from_toml(text: str, where: str) -> tuple[Pass, ...]:
+    """The passes of a recipe's TOML text. Raises RecipeError."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"recipe {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {path}: not valid TOML: {error}") from error
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{where}: not valid TOML: {error}") from error
     unknown = sorted(set(table) - {"pass"})
     entries = table.get("pass")
     if unknown or not isinstance(entries, list):
-        raise RecipeError(f"recipe {path}: expected [[pass]] tables, each with a name")
+        raise RecipeError(f"{where}: expected [[pass]] tables, each with a name")
     passes = []
     for entry in entries:
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-            raise RecipeError(f"recipe {path}: a [[pass]] table without a name")
+            raise RecipeError(f"{where}: a [[pass]] table without a name")
         parameters = {k: v for k, v in entry.items() if k != "name"}
-        passes.append(make_pass(entry["name"], parameters, f"recipe {path}"))
+        passes.append(make_pass(entry["name"], parameters, where))
     return check_order(tuple(passes))
+
+
+def _read(path: pathlib.Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"recipe {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"recipe {path}: not valid TOML: {error}") from error
+
+
+def _split(setting: str) -> tuple[str, str, Any]:
+    """Pass, parameter and value of ``PASS.PARAMETER=VALUE``."""
+    path, equals, text = setting.partition("=")
+    name, dot, key = path.partition(".")
+    if not (equals and dot and name and key):
+        raise RecipeError(f"--set {setting}: expected PASS.PARAMETER=VALUE")
+    return name, key.replace("-", "_"), _parse(text)
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
@@ -184,8 +210,9 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
                 return value
         elif typing.get_origin(option) is tuple:
             items = [value] if isinstance(value, str) else value
+            of = (typing.get_args(option) or (str,))[0]
             if isinstance(items, (list, tuple)):
-                return tuple(items)
+                return tuple(_typed(item, of, f"{where}: an item") for item in items)
         elif option is float and type(value) in (int, float):
             return float(value)
         elif type(value) is option:

@@ -11,6 +11,7 @@ import numpy as np
 import edgec_runtime
 from edgec.data import open_data
 from edgec.errors import DataError, InputError, OutputError
+from edgec.report import plain
 from edgec.runners import bundle_input_specs
 
 _SHOWN = 8  # values of an output that are printed
@@ -34,6 +35,8 @@ def run_bundle(
         raise InputError("give --input or --image, not both")
     if output is not None and output.suffix != ".npz":
         raise OutputError(f"{output}: outputs are written as .npz; choose a name ending in .npz")
+    if output is not None and not output.parent.is_dir():
+        raise OutputError(f"{output}: there is no folder {output.parent}; make it first")
     model = edgec_runtime.load(path, threads=threads, any_target=any_target)
     if image is not None:
         samples, what = [model.prepare_image(_pixels(image))], str(image)
@@ -64,7 +67,7 @@ def _summary(value: np.ndarray[Any, Any], labels: tuple[str, ...] | None) -> dic
         best = np.argsort(-flat, kind="stable")[:_TOP]
         facts["top"] = [{"label": labels[i], "score": round(float(flat[i]), 4)} for i in best]
     else:
-        facts["first_values"] = [v.item() for v in flat[:_SHOWN]]
+        facts["first_values"] = plain([v.item() for v in flat[:_SHOWN]])
     return facts
 
 
@@ -94,5 +97,6 @@ def _save(path: pathlib.Path, results: list[dict[str, np.ndarray[Any, Any]]]) ->
             np.savez(stream, **arrays)  # type: ignore[arg-type]
         os.replace(temporary, path)
     except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
         temporary.unlink(missing_ok=True)
-        raise OutputError(f"{path}: {error.strerror or error}") from error

@@ -10,7 +10,7 @@ import numpy as np
 
 import edgec_runtime
 from edgec.data import InputSpec
-from edgec.errors import SourceError
+from edgec.errors import DataError, SourceError
 from edgec.targets import Session
 from edgec_runtime.manifest import Manifest, Value
 
@@ -28,7 +28,7 @@ def open_runner(path: pathlib.Path, like: Manifest, threads: int) -> Run:
         _same_signature(path, [v.name for v in model.inputs], [v.name for v in model.outputs], like)
         return lambda feeds: model(**feeds)
     from edgec.export import load_onnx
-    from edgec.passes.execution import open_session
+    from edgec.passes.execution import open_session, run_feeds
 
     graph = load_onnx(path)
     settings = Session(
@@ -39,7 +39,7 @@ def open_runner(path: pathlib.Path, like: Manifest, threads: int) -> Run:
     session = open_session(graph, settings=settings, threads=threads)
     names = [output.name for output in session.get_outputs()]
     _same_signature(path, [i.name for i in session.get_inputs()], names, like)
-    return lambda feeds: dict(zip(names, session.run(None, dict(feeds)), strict=True))
+    return lambda feeds: dict(zip(names, run_feeds(session, feeds), strict=True))
 
 
 def reference_beside(bundle: pathlib.Path) -> pathlib.Path | None:
@@ -53,11 +53,21 @@ def bundle_input_specs(manifest: Manifest) -> tuple[InputSpec, ...]:
     return tuple(
         InputSpec(
             value.name,
-            np.dtype(value.dtype),
+            _dtype(value),
             tuple(d if isinstance(d, int) else None for d in value.shape),
         )
         for value in manifest.graphs["main"].inputs
     )
+
+
+def _dtype(value: Value) -> np.dtype[Any]:
+    try:
+        return np.dtype(value.dtype)
+    except TypeError as error:
+        raise DataError(
+            f"input '{value.name}' is {value.dtype}, which data files cannot hold; call the model "
+            "through edgec_runtime.load()"
+        ) from error
 
 
 def _same_signature(

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from edgec.entrypoint import describe_failure, load_function
-from edgec.errors import SourceError
+from edgec.entrypoint import describe_failure, load_function, repeatable
+from edgec.errors import EdgecError, SourceError
 
 Kind = Literal["module", "exported", "onnx", "huggingface"]
 Data = str | pathlib.Path | Callable[[], Iterable[Any]]
@@ -82,7 +82,7 @@ def load_source(given: Any) -> Source:
     Raises SourceError if there is no such model or it cannot be read.
     """
     if isinstance(given, Source):
-        return replace(given, name=_file_name(given.name or _object_name(given.module)))
+        return _checked(given)
     if isinstance(given, tuple):
         return load_source(_from_return_value(given, "the given tuple"))
     if not isinstance(given, (str, pathlib.Path)):
@@ -106,14 +106,17 @@ def load_source(given: Any) -> Source:
     if ":" in text and not path.exists():
         function = load_function(text, SourceError)
         try:
-            value = function()
-        except SourceError:
+            with repeatable():
+                value = function()
+        except EdgecError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise SourceError(f"{text}: {describe_failure(function, error)}") from error
         source = _from_return_value(value, text)
-        name = source.name or text.rpartition(":")[0].removesuffix(".py").split(".")[-1]
-        return replace(source, name=_file_name(pathlib.Path(name).name))
+        if not source.name and not isinstance(source.module, (str, pathlib.Path)):
+            name = text.rpartition(":")[0].removesuffix(".py")
+            source = replace(source, name=pathlib.Path(name).name.split(".")[-1])
+        return _checked(source)
     if path.suffix in {".pt", ".pth", ".bin", ".safetensors", ".ckpt"}:
         _existing(path)
         raise SourceError(
@@ -128,6 +131,30 @@ def load_source(given: Any) -> Source:
     if path.suffix == ".py":
         raise SourceError(f"{path}: which function? give {path}:FUNCTION, for example {path}:build")
     raise SourceError(f"{path}: not a model; expected .onnx, .pt2, file.py:function or a directory")
+
+
+def _checked(source: Source) -> Source:
+    """The source with a path as path and a name. Raises SourceError if its module is none."""
+    module = source.module
+    if isinstance(module, (str, pathlib.Path)):
+        path = pathlib.Path(module)
+        found = load_source(path) if path.suffix in {".onnx", ".pt2"} or path.is_dir() else None
+        if found is None:
+            raise SourceError(
+                f"{path}: not a model; Source.module is a torch module, an exported program, or "
+                "the path of an .onnx file or a Hugging Face directory"
+            )
+        examples = source.example_inputs or found.example_inputs
+        source = replace(source, module=found.module, example_inputs=examples)
+        return replace(source, name=_file_name(source.name or found.name))
+    if not hasattr(module, "state_dict"):
+        raise SourceError(
+            f"Source.module is a {type(module).__name__}, expected a torch.nn.Module, an exported "
+            "program or a path"
+        )
+    if not isinstance(source.example_inputs, (tuple, list, Mapping)):
+        source = replace(source, example_inputs=(source.example_inputs,))
+    return replace(source, name=_file_name(source.name or _object_name(module)))
 
 
 def _from_return_value(value: Any, where: str) -> Source:

@@ -89,11 +89,13 @@ def verify_bundle(
     against: an .onnx file or a bundle; by default the reference that the build left beside
     the bundle. Raises EdgecError if the file is damaged, DataError for wrong data.
     """
+    limits = Limits(max_drop=max_drop)
+    task_metric = load_metric(metric) if metric is not None else None
+    if evaluation is None and (metric is not None or max_drop is not None or against is not None):
+        raise DataError("there is nothing to compare on; give --evaluation DATA")
     model = edgec_runtime.load(path, check="full", any_target=any_target)
     tested = model.self_test()
     judgement = None
-    if evaluation is None and (metric is not None or max_drop is not None or against is not None):
-        raise DataError("there is nothing to compare on; give --evaluation DATA")
     if evaluation is not None:
         reference = pathlib.Path(against) if against is not None else reference_beside(path)
         if reference is None:
@@ -101,19 +103,18 @@ def verify_bundle(
                 f"no reference beside {path}; give one with --against (an .onnx file or a bundle)"
             )
         data = open_data(evaluation, bundle_input_specs(model.manifest), "evaluation")
-        task_metric = load_metric(metric) if metric is not None else None
         rule = str(model.manifest.results.get("agreement_rule", ""))
-        outputs = [v.name for v in model.outputs]
+        floats = [v.name for v in model.outputs if v.dtype.startswith("float")]
         judgement = judge_outputs(
             open_runner(reference, model.manifest, threads=0),
             lambda feeds: model(**feeds),
             data.samples(),
-            classifier=outputs[0] if rule == "same argmax" and len(outputs) == 1 else None,
+            classifier=floats[0] if rule == "same argmax" and len(floats) == 1 else None,
             metric=task_metric,
             progress=lambda done: progress("evaluate", done, len(data)),
         )
     promises = judge(
-        Limits(max_drop=max_drop),
+        limits,
         size_bytes=path.stat().st_size,
         metric=judgement.metric if judgement is not None else None,
         agreement=judgement.agreement if judgement is not None else None,

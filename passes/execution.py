@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from edgec.passes.contract import Feeds, PassError
 from edgec.targets import Session
+from edgec_runtime.golden import sqnr_db
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -93,6 +94,25 @@ def open_session(
         raise
 
 
+def run_feeds(session: onnxruntime.InferenceSession, feeds: Feeds) -> list[Any]:
+    """The outputs of a session in order; feeds that are no inputs of it are left out.
+
+    Raises PassError with ONNX Runtime's reason: feeds of the right shape can still be
+    refused, an index out of range for example.
+    """
+    wanted = {i.name for i in session.get_inputs()}
+    try:
+        outputs: list[Any] = session.run(None, {k: v for k, v in feeds.items() if k in wanted})
+    except Exception as error:
+        # onnxruntime's own exceptions (Fail, InvalidArgument, ...) derive from Exception alone
+        if isinstance(error, RuntimeError) or type(error).__module__.startswith("onnxruntime"):
+            raise PassError(
+                f"ONNX Runtime cannot run the model on these inputs: {_one_line(error)}"
+            ) from error
+        raise
+    return outputs
+
+
 def optimized_graph(model: ir.Model) -> ir.Model:
     """The graph that ONNX Runtime makes of a model for this machine's CPU, to be read only.
 
@@ -128,26 +148,8 @@ def run_values(
 ) -> Iterable[dict[str, np.ndarray[Any, Any]]]:
     """Values of the graph by name, sample after sample; a generator, one sample in memory."""
     session = open_session(model, outputs=names, optimized=optimized)
-    wanted = {i.name for i in session.get_inputs()}
     for feeds in samples:
-        arrays = session.run(None, {k: v for k, v in feeds.items() if k in wanted})
-        yield dict(zip(names, arrays, strict=True))
-
-
-def sqnr_db(reference: np.ndarray[Any, Any], actual: np.ndarray[Any, Any]) -> float:
-    """Signal to quantization noise ratio, 10 log10(sum r^2 / sum (r-a)^2), in dB.
-
-    Equal arrays give 200.0, the cap; a NaN in either gives -200.0.
-    """
-    r, a = reference.astype(np.float64).ravel(), actual.astype(np.float64).ravel()
-    signal, noise = float(r @ r), float((r - a) @ (r - a))
-    if not np.isfinite(signal) or not np.isfinite(noise):
-        return -200.0
-    if noise == 0.0:
-        return 200.0
-    if signal == 0.0:
-        return -200.0
-    return float(np.clip(10.0 * np.log10(signal / noise), -200.0, 200.0))
+        yield dict(zip(names, run_feeds(session, feeds), strict=True))
 
 
 def _with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
@@ -173,3 +175,14 @@ def _with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:500]
+
+
+__all__ = [
+    "graph_bytes",
+    "open_session",
+    "optimized_graph",
+    "run_feeds",
+    "run_values",
+    "sqnr_db",
+    "weights_size_bytes",
+]
