@@ -40,10 +40,11 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Sample:
-    """One run of the model: its feeds, and the labels that came with them."""
+    """One run of the model: its feeds, the labels that came with them, and where it is from."""
 
     feeds: Mapping[str, Array]
     labels: Mapping[str, Array]
+    where: str = ""
 
     @property
     def digest(self) -> str:
@@ -135,8 +136,8 @@ def open_data(given: Any, inputs: tuple[InputSpec, ...], what: str) -> Dataset:
     read = _reader(given, inputs, where)
 
     def checked() -> Iterator[Sample]:
-        for index, sample in enumerate(read()):
-            yield _check(sample, inputs, f"{where}, sample {index}")
+        for sample in read():
+            yield _check(sample, inputs)
 
     digests = tuple(sample.digest for sample in checked())
     if not digests:
@@ -234,6 +235,7 @@ def _sort_out(item: Mapping[str, Any], inputs: tuple[InputSpec, ...], where: str
     return Sample(
         {n: np.asarray(item[n]) for n in names},
         {k: np.asarray(v) for k, v in item.items() if k not in names},
+        where,
     )
 
 
@@ -276,8 +278,8 @@ def _slices(path: pathlib.Path, inputs: tuple[InputSpec, ...], where: str) -> It
         yield _sort_out(item, inputs, f"{where}, sample {index}")
 
 
-def _check(sample: Sample, inputs: tuple[InputSpec, ...], where: str) -> Sample:
-    feeds = {}
+def _check(sample: Sample, inputs: tuple[InputSpec, ...]) -> Sample:
+    feeds, where = {}, sample.where
     for spec in inputs:
         array = sample.feeds[spec.name]
         if array.dtype != spec.dtype:
@@ -301,7 +303,7 @@ def _check(sample: Sample, inputs: tuple[InputSpec, ...], where: str) -> Sample:
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise DataError(f"{where}: '{spec.name}' has a NaN or an infinity")
         feeds[spec.name] = array
-    return Sample(feeds, sample.labels)
+    return Sample(feeds, sample.labels, where)
 
 
 def _same_values(array: Array, dtype: np.dtype[Any], where: str) -> Array:
