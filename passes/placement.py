@@ -191,6 +191,11 @@ def _computing_refusal(node: ir.Node) -> str:
     return ""
 
 
+def node_input(node: ir.Node, index: int) -> ir.Value | None:
+    """The value at an input; None if it is absent."""
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
 def channel_axis(node: ir.Node) -> int:
     """The dimension of a computing node's weight that holds its output channels."""
     if node.op_type == "Conv":
@@ -276,7 +281,7 @@ def _values(
 
 
 def _input(node: ir.Node, index: int) -> ir.Value:
-    value = node.inputs[index]
+    value = node_input(node, index)
     assert value is not None  # computing and integer ops have all their data inputs
     return value
 

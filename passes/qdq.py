@@ -73,34 +73,53 @@ def quantize_weight(
     weight: Array,
     dtype: IntegerType,
     *,
-    axis: int | None,
+    axis: int,
+    per_channel: bool = True,
     reduce_range: bool = False,
+    keep_sums: bool = True,
     least_scale: Array | None = None,
 ) -> QuantizedWeight:
     """Symmetric integers of a float32 weight.
 
-    axis: dimension of the output channels, each with its own scale; None for one scale.
+    axis: dimension of the output channels. per_channel: each has its own scale.
     reduce_range: 7 bits, -64..64, whose products with 8 bits do not saturate 16-bit sums.
+    keep_sums: round so that each channel's sum changes by at most half a step. A filter's
+    inputs have much in common (neighbouring pixels, positive activations); what is common
+    meets the sum of the rounding errors, and nearest rounding lets that sum grow.
     least_scale: lower bound of the scales, where a bias would overflow int32 otherwise.
     A channel of zeros gets scale 1.
     """
     greatest = 64 if reduce_range else 127
-    others = None if axis is None else tuple(i for i in range(weight.ndim) if i != axis)
-    top = np.abs(weight).max(axis=others).astype(np.float32)
-    scale = (top / np.float32(greatest)).astype(np.float32)
+    rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+    top = np.abs(rows).max(axis=1 if per_channel else None).astype(np.float32)
+    scale = np.asarray(top / np.float32(greatest), np.float32)
     if least_scale is not None:
-        scale = np.maximum(scale, least_scale.astype(np.float32))
+        bound = least_scale if per_channel else least_scale.max()
+        scale = np.maximum(scale, bound.astype(np.float32))
     scale = np.where(scale < np.finfo(np.float32).tiny, np.float32(1.0), scale)
-    spread = (
-        scale
-        if axis is None
-        else scale.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
+    exact = rows.astype(np.float64) / (scale[:, None] if per_channel else scale)
+    integers = np.clip(
+        _rounded_with_sums(exact) if keep_sums else np.rint(exact), -greatest, greatest
     )
-    integers = np.clip(np.rint(weight / spread), -greatest, greatest)
     zero = 128 if dtype == "uint8" else 0
-    numpy_type = np.dtype(dtype)
-    zero_point = np.full(scale.shape, zero, numpy_type)
-    return QuantizedWeight((integers + zero).astype(numpy_type), scale, zero_point, axis)
+    moved = np.moveaxis(weight, axis, 0).shape
+    placed = np.moveaxis((integers + zero).astype(dtype).reshape(moved), 0, axis)
+    zero_point = np.full(scale.shape, zero, dtype)
+    return QuantizedWeight(placed, scale, zero_point, axis if per_channel else None)
+
+
+def _rounded_with_sums(exact: Array) -> Array:
+    """Integers next to [rows, n] reals whose row sums are as near as integers allow.
+
+    Nearest rounding, then the entries that cost least go to their other neighbour.
+    """
+    nearest = np.rint(exact)
+    left = exact - nearest
+    missing = np.rint(left.sum(axis=1, keepdims=True))
+    order = np.argsort(-left * np.sign(missing), axis=1, kind="stable")
+    rank = np.empty_like(order)
+    np.put_along_axis(rank, order, np.arange(exact.shape[1])[None, :], axis=1)
+    return nearest + np.where(rank < np.abs(missing), np.sign(missing), 0.0)
 
 
 def least_weight_scale(bias: Array, input_scale: float) -> Array:
@@ -161,15 +180,20 @@ class Writer:
         shape = ir.Shape(weight.integers.shape)
         return self._dequantize(wish, inputs, axis, shape=shape, before=before)
 
-    def bias(self, wish: str, place: tuple[ir.Node, int], bias: Array, scale: Array) -> ir.Value:
-        """Put int32 integers behind a DequantizeLinear at an input; return the integers.
+    def name(self, wish: str) -> str:
+        """A unique name for a new value."""
+        return self._names.new(wish)
+
+    def integer_bias(
+        self, wish: str, place: tuple[ir.Node, int], bias: Array, scale: Array
+    ) -> None:
+        """Put int32 integers behind a DequantizeLinear at a node's input.
 
         bias: float32 [channels]. scale: scalar or [channels].
         """
         node, index = place
-        integers = self.initializer(f"{wish}_quantized", quantize_bias(bias, scale))
         inputs = [
-            integers,
+            self.initializer(f"{wish}_quantized", quantize_bias(bias, scale)),
             self.initializer(f"{wish}_scale", scale),
             self.initializer(f"{wish}_zero_point", np.zeros(scale.shape, np.int32)),
         ]
@@ -178,7 +202,6 @@ class Writer:
         if index >= len(node.inputs):
             node.resize_inputs(index + 1)
         node.replace_input_with(index, dequantized)
-        return integers
 
     def drop(self, value: ir.Value | None) -> None:
         """Remove a constant that nothing reads any more."""

@@ -21,7 +21,7 @@ import onnx_ir as ir
 from edgec.passes import bias_correction, placement, qdq, ranges
 from edgec.passes.contract import Context, PassError, Result, Stage
 from edgec.passes.execution import optimized_graph, run_values
-from edgec.passes.placement import Placement, Unit, constant
+from edgec.passes.placement import Placement, Unit, constant, node_input
 from edgec.passes.ranges import Histogram, Range, RangeMethod
 from edgec.targets.schema import Int8
 from edgec_runtime.errors import suggestion
@@ -48,11 +48,10 @@ class QuantizeStatic:
     lossless: ClassVar[bool] = False
     version: ClassVar[int] = 1
 
-    ranges: RangeMethod = "minmax"  # how the range of an activation is chosen
-    percentile: float = 99.99  # share of values inside the range, for ranges = "percentile"
+    ranges: RangeMethod = "percentile"  # how the range of an activation is chosen
+    percentile: float = 99.999  # share of values inside the range, for ranges = "percentile"
     skip: tuple[str, ...] = ()  # names of nodes that stay float
     bias_correction: bool = True  # give each channel the mean that it has in float
-    together: int = 1  # layers whose biases are corrected at once: more is faster, less exact
 
     def __post_init__(self) -> None:
         """Check the parameters."""
@@ -63,8 +62,6 @@ class QuantizeStatic:
             raise PassError(
                 f"quantize-static: percentile is {self.percentile}, expected above 50 up to 100"
             )
-        if self.together < 1:
-            raise PassError(f"quantize-static: together is {self.together}, expected at least 1")
 
     def run(self, model: ir.Model, context: Context) -> Result:
         """Insert Q/DQ pairs around everything that pays on the target in integers."""
@@ -84,7 +81,7 @@ class QuantizeStatic:
             },
         }
         touched = tuple(unit.output.name or "" for unit in plan.units)
-        _emit(model, plan, spans, int8, corrections=corrections)
+        _emit(model, plan, spans, int8, corrections)
         findings = _unfused(model, plan)
         return Result(model, len(plan.units), plan.skipped, touched, decisions, findings)
 
@@ -110,41 +107,21 @@ class QuantizeStatic:
                 "quantize-static needs calibration data: give some dozen typical inputs, or "
                 "use a pass without data (quantize-dynamic, quantize-weights)"
             )
-        sites = [u for u in plan.units if u.bias] if self.bias_correction else []
-        means = {
-            _name(unit.node.outputs[0]): bias_correction.ChannelMean(_output_axis(unit))
-            for unit in sites
-        }
         histograms: dict[str, Histogram] = {}
-        calibrated = [_name(value) for value in plan.calibrated]
-        names = list(dict.fromkeys([*calibrated, *means]))
+        names = [_name(value) for value in plan.calibrated]
         for number, arrays in enumerate(run_values(model, names, samples)):
-            for name in calibrated:
+            for name in names:
                 histogram = _histogram(arrays[name], name, number)
                 known = histograms.get(name)
                 histograms[name] = histogram if known is None else known.merge(histogram)
-            for name, mean in means.items():
-                mean.add(arrays[name])
             context.progress("calibrate", number + 1, len(samples))
-        spans = {name: self._span(histograms[name]) for name in calibrated}
-        if not sites:
+        spans = {name: self._span(histograms[name]) for name in names}
+        if not self.bias_correction:
             return spans, {}
-
-        scratch = model.clone()
-        copy = placement.place(scratch.graph, context.target.int8, self.skip)
-        nothing = {
-            _name(unit.node.outputs[0]): np.zeros(placement.channels(unit.node), np.float32)
-            for unit in sites
-        }
-        corrections = bias_correction.correct_biases(
-            scratch,
-            _emit(scratch, copy, spans, context.target.int8, corrections=nothing),
-            {name: mean.value for name, mean in means.items()},
-            samples,
-            together=self.together,
-            progress=lambda done, total: context.progress("correct biases", done, total),
-        )
-        return spans, corrections
+        int8 = context.target.int8
+        beside, twins = _with_twins(model, spans, int8, self.skip)
+        report = functools.partial(context.progress, "correct biases")
+        return spans, bias_correction.bias_shifts(beside, twins, samples, progress=report)
 
     def _span(self, histogram: Histogram) -> Range:
         if self.ranges == "percentile":
@@ -199,34 +176,66 @@ def _emit(
     plan: Placement,
     spans: Mapping[str, Range],
     int8: Int8,
-    *,
     corrections: Mapping[str, Array],
-) -> list[bias_correction.Site]:
-    """Write the quantization into the model; return the layers whose bias can be corrected.
+) -> None:
+    """Write the quantization into the model.
 
     corrections: what is added to the biases, by name of the layer's output.
     """
     writer = qdq.Writer(model)
-    bounds = {unit.output: unit.bounds for unit in plan.units}
-    parameters: dict[ir.Value, qdq.Parameters] = {}
-    for value in plan.calibrated:
-        parameters[value] = qdq.activation_parameters(
-            spans[_name(value)], int8.activation, inside=bounds.get(value)
-        )
-    for value, source in plan.scale_of.items():
-        parameters[value] = parameters[source]
-    # read before the pairs go in: afterwards the inputs are dequantized values
-    scales = {unit: parameters[unit.data[0][1]].scale for unit in plan.units if unit.computing}
-
-    sites, written = [], {}
-    for unit, scale in scales.items():
-        site = _emit_weight(writer, unit, int8, scale, corrections, written)
-        sites.extend([site] if site is not None else [])
+    parameters = _parameters(plan, spans, int8)
+    written: dict[tuple[ir.Value, bytes], ir.Value] = {}
+    # before the pairs go in: afterwards a layer's input is a dequantized value
+    for unit in plan.units:
+        if unit.computing:
+            scale = parameters[unit.data[0][1]].scale
+            shift = corrections.get(_name(unit.node.outputs[0]))
+            _emit_weight(writer, unit, int8, scale, shift, written)
     for value, uses in plan.inputs.items():
         writer.quantize_inputs(value, uses, parameters[value])
     for value in plan.outputs:
         writer.quantize_output(value, parameters[value])
-    return sites
+
+
+def _with_twins(
+    model: ir.Model, spans: Mapping[str, Range], int8: Int8, skip: tuple[str, ...]
+) -> tuple[ir.Model, list[bias_correction.Twins]]:
+    """A copy of the float model where every layer with a bias has a quantized twin."""
+    copy = model.clone()
+    plan = placement.place(copy.graph, int8, skip)
+    writer = qdq.Writer(copy)
+    parameters = _parameters(plan, spans, int8)
+    twins: list[bias_correction.Twins] = []
+    uses: dict[ir.Value, list[tuple[ir.Node, int]]] = {}
+    for unit in [u for u in plan.units if u.bias]:
+        node, (_, source) = unit.node, unit.data[0]
+        attributes = list(node.attributes.values())
+        twin = ir.Node(node.domain, node.op_type, node.inputs, attributes)
+        twin.outputs[0].name = writer.name(f"{_name(node.outputs[0])}_twin")
+        copy.graph.insert_after(node, [twin])
+        quantized = Unit(twin, twin.outputs[0], computing=True)
+        _emit_weight(writer, quantized, int8, parameters[source].scale, None, {})
+        uses.setdefault(source, []).append((twin, 0))
+        axis = 1 if node.op_type == "Conv" else -1
+        twins.append(bias_correction.Twins(_name(node.outputs[0]), _name(twin.outputs[0]), axis))
+    for value, places in uses.items():
+        writer.quantize_inputs(value, places, parameters[value])
+    return copy, twins
+
+
+def _parameters(
+    plan: Placement, spans: Mapping[str, Range], int8: Int8
+) -> dict[ir.Value, qdq.Parameters]:
+    bounds = {unit.output: unit.bounds for unit in plan.units}
+    parameters = {
+        value: qdq.activation_parameters(
+            spans[_name(value)], int8.activation, inside=bounds.get(value)
+        )
+        for value in plan.calibrated
+    }
+    for value, source in plan.scale_of.items():
+        parameters[value] = parameters[source]
+    return parameters
 
 
 def _emit_weight(
@@ -234,31 +243,30 @@ def _emit_weight(
     unit: Unit,
     int8: Int8,
     input_scale: float,
-    corrections: Mapping[str, Array],
+    shift: Array | None,
     written: dict[tuple[ir.Value, bytes], ir.Value],
-) -> bias_correction.Site | None:
-    """Put a layer's weight and bias behind DequantizeLinear; None if no bias is corrected.
+) -> None:
+    """Put a layer's weight and bias behind DequantizeLinear.
 
-    written: dequantized weights by source and scale, so that a shared weight stays shared.
+    shift: added to the bias, which is created if there is none. written: dequantized
+    weights by source and scale, so that a shared weight stays shared.
     """
-    node, key, place = unit.node, _name(unit.node.outputs[0]), unit.bias
-    bias_value = None if place is None else _input(*place)
+    node, place, weight_value = unit.node, unit.bias, node_input(unit.node, 1)
+    bias_value = None if place is None else node_input(*place)
     bias = None if bias_value is None else _array(bias_value)
-    if bias is None and place is not None and key in corrections:
+    if bias is None and place is not None and shift is not None:
         bias = np.zeros(placement.channels(node), np.float32)
-    inside = place is not None and place[0] is node  # the kernel adds an int32 bias itself
+    inside = place is not None and place[0] is node  # the kernel itself adds an int32 bias
+    corrected = bias if bias is None or shift is None else bias + shift.reshape(bias.shape)
 
-    weight_value = node.inputs[1]
-    axis = placement.channel_axis(node) if int8.per_channel else None
     least = None
     if bias is not None and inside:
-        bias = bias.reshape(-1)
-        least = qdq.least_weight_scale(bias, input_scale)
-        least = least if int8.per_channel else least.max()
+        least = qdq.least_weight_scale(bias.reshape(-1), input_scale)
     weight = qdq.quantize_weight(
         _array(weight_value),
         int8.weight,
-        axis=axis,
+        axis=placement.channel_axis(node),
+        per_channel=int8.per_channel,
         reduce_range=int8.reduce_range,
         least_scale=least,
     )
@@ -267,33 +275,16 @@ def _emit_weight(
         written[shared] = writer.dequantized_weight(_name(weight_value), weight, before=node)
     node.replace_input_with(1, written[shared])
     writer.drop(weight_value)
-    if place is None or bias is None:
-        return None
-
-    shift = corrections.get(key)
+    if place is None or corrected is None:
+        return
     wish = f"{_name(weight_value)}_bias" if bias_value is None else _name(bias_value)
     if inside:
         scale = np.float32(input_scale) * weight.scale
-        integers = writer.bias(wish, (node, 2), bias, scale)
-        write = functools.partial(_write_integers, integers, bias, scale)
-    else:
-        shifted = writer.initializer(f"{wish}_corrected", bias)
-        place[0].replace_input_with(place[1], shifted)
-        write = functools.partial(_write_floats, shifted, bias)
+        writer.integer_bias(wish, place, corrected.reshape(-1), scale)
+    elif shift is not None:
+        place[0].replace_input_with(place[1], writer.initializer(f"{wish}_corrected", corrected))
     if bias_value is not None:
         writer.drop(bias_value)
-    if shift is None:
-        return None
-    write(shift)
-    return bias_correction.Site(key, node.outputs[0], _output_axis(unit), write)
-
-
-def _write_integers(value: ir.Value, bias: Array, scale: Array, shift: Array) -> None:
-    value.const_value = ir.tensor(qdq.quantize_bias(bias + shift, scale), name=value.name)
-
-
-def _write_floats(value: ir.Value, bias: Array, shift: Array) -> None:
-    value.const_value = ir.tensor(bias + shift.reshape(bias.shape), name=value.name)
 
 
 def _unfused(model: ir.Model, plan: Placement) -> tuple[str, ...]:
@@ -314,15 +305,7 @@ def _unfused(model: ir.Model, plan: Placement) -> tuple[str, ...]:
     return tuple(findings)
 
 
-def _output_axis(unit: Unit) -> int:
-    return 1 if unit.node.op_type == "Conv" else -1
-
-
-def _input(node: ir.Node, index: int) -> ir.Value | None:
-    return node.inputs[index] if index < len(node.inputs) else None
-
-
-def _array(value: ir.Value | None) -> Array:
+def _array(value: ir.Value) -> Array:
     tensor = constant(value)
     assert tensor is not None  # placement took constants only
     return tensor.numpy()
