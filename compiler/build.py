@@ -99,7 +99,13 @@ def build(
     passes = recipes.with_settings(passes, settings)
     recipe_text = recipes.to_toml(passes)
     if locked is not None:
-        check_lock(locked, pathlib.Path(str(lock)), reference=reference_digest, recipe=recipe_text)
+        check_lock(
+            locked,
+            pathlib.Path(str(lock)),
+            reference=reference_digest,
+            recipe=recipe_text,
+            steps=len(passes),
+        )
     context = Context(
         target=device,
         reference=exported.model,

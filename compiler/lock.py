@@ -76,8 +76,12 @@ def check_lock(
     target: str | None = None,
     reference: str | None = None,
     recipe: str | None = None,
+    steps: int | None = None,
 ) -> None:
-    """Raise LockError unless the lock was made for this target, model and recipe."""
+    """Raise LockError unless the lock was made for this target, model and recipe.
+
+    steps: number of passes that it has to have decisions for.
+    """
     for what, locked, present in (
         ("target", lock.target, target),
         ("model", lock.reference, reference),
@@ -89,3 +93,9 @@ def check_lock(
                 f"lock file {path}: made for another {what}{detail}; build without --lock to make "
                 "a new one"
             )
+    if steps is not None and len(lock.steps) != steps:
+        count = len(lock.steps)
+        raise LockError(
+            f"lock file {path}: it holds {count} step{'s' * (count != 1)} for {steps} passes; "
+            "build without --lock to make a new one"
+        )
