@@ -1,0 +1,187 @@
+"""The differentiable twin: against ONNX's own backend node tests, ONNX Runtime and gradcheck."""
+
+import warnings
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+
+from edgec.passes.contract import PassError
+from edgec.passes.execution import open_session, run_feeds
+from edgec.passes.torch_graph import claimed_operators, to_torch
+
+MIN_AGREEMENT = 0.95  # of the node tests of claimed operators
+
+
+def node_tests():
+    """ONNX's node tests whose operators the twin claims, float and integer tensors only."""
+    from onnx.backend.test.case.node import collect_testcases
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cases = collect_testcases()
+    for case in cases:
+        graph = case.model.graph
+        plain = all(n.domain in ("", "ai.onnx") for n in graph.node)
+        ops = {n.op_type for n in graph.node}
+        values = (*graph.input, *graph.output)
+        tensors = all(v.type.HasField("tensor_type") for v in values)
+        kinds = {v.type.tensor_type.elem_type for v in values} if tensors else {0}
+        # 1 float, 2-7 integers, 9 bool, 11 double; the rest are 4-, 8- and 16-bit floats, strings
+        numeric = kinds <= {1, 2, 3, 5, 6, 7, 9, 11}
+        recent = all(o.version >= 13 for o in case.model.opset_import if o.domain == "")
+        if plain and tensors and numeric and recent and ops <= set(claimed_operators()):
+            yield case
+
+
+def failure(case) -> str | None:
+    names = [v.name for v in case.model.graph.input], [v.name for v in case.model.graph.output]
+    inputs, outputs = case.data_sets[0]
+    try:
+        twin = to_torch(ir.serde.deserialize_model(case.model))
+        feeds = {n: torch.from_numpy(np.array(a)) for n, a in zip(names[0], inputs, strict=True)}
+        actual = twin(feeds)
+    except (PassError, TypeError) as error:
+        return f"{case.name}: {error}"
+    for name, expected in zip(names[1], outputs, strict=True):
+        mine = actual[name].detach().numpy()
+        if mine.shape != np.shape(expected):
+            return f"{case.name}: shape {mine.shape}, expected {np.shape(expected)}"
+        if not np.allclose(mine, expected, rtol=case.rtol, atol=1e-6, equal_nan=True):
+            return f"{case.name}: values differ"
+    return None
+
+
+@pytest.mark.slow
+def test_claimed_operators_pass_onnx_node_tests():
+    cases = list(node_tests())
+    failed = [reason for case in cases if (reason := failure(case)) is not None]
+    assert len(cases) > 400
+    assert len(failed) <= (1 - MIN_AGREEMENT) * len(cases), "\n".join(failed)
+
+
+QDQ = """
+<ir_version: 10, opset_import: ["" : 21]>
+qdq (float[1,2,4,4] x) => (float[1,3,4,4] y)
+<float s = {0.05}, uint8 z = {128}, float ws = {0.02}, int8 wz = {0}, float bs = {0.001},
+ int32 bz = {0}>
+{
+    xq = QuantizeLinear (x, s, z)
+    xd = DequantizeLinear (xq, s, z)
+    wd = DequantizeLinear (w, ws, wz)
+    bd = DequantizeLinear (b, bs, bz)
+    c = Conv <pads = [1,1,1,1]> (xd, wd, bd)
+    r = Relu (c)
+    rq = QuantizeLinear (r, s, z)
+    y = DequantizeLinear (rq, s, z)
+}
+"""
+
+
+def quantized_model() -> ir.Model:
+    model = ir.from_onnx_text(QDQ)
+    random = np.random.RandomState(0)
+    arrays = {
+        "w": random.randint(-127, 128, (3, 2, 3, 3)).astype(np.int8),
+        "b": random.randint(-500, 500, 3).astype(np.int32),
+    }
+    for name, array in arrays.items():
+        value = next(v for n in model.graph for v in n.inputs if v is not None and v.name == name)
+        value.const_value = ir.tensor(array, name=name)
+        value.dtype, value.shape = ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape)
+        model.graph.register_initializer(value)
+    return model
+
+
+def test_quantized_graph_equals_onnx_runtime():
+    model = quantized_model()
+    x = np.random.RandomState(1).randn(1, 2, 4, 4).astype(np.float32)
+    expected = run_feeds(open_session(model, optimized=False), {"x": x})[0]
+    actual = to_torch(model)({"x": torch.from_numpy(x)})["y"].detach().numpy()
+    # equal up to one quantization step where a value lies on a rounding boundary
+    assert np.mean(actual != expected) < 0.05
+    assert np.abs(actual - expected).max() <= 0.0501
+
+
+def test_untrained_twin_writes_back_the_same_bytes():
+    model = quantized_model()
+    assert to_torch(model).write_back(model) == 0
+
+
+def test_training_changes_integer_weights_and_keeps_names_and_scales():
+    model = quantized_model()
+    before = {n: v.const_value.numpy().copy() for n, v in model.graph.initializers.items()}
+    twin = to_torch(model)
+    assert set(twin.trained()) == {"w", "b"}
+    x = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.SGD(twin.parameters(), lr=1.0)
+    for _ in range(5):
+        optimizer.zero_grad()
+        twin({"x": x})["y"].square().sum().backward()
+        optimizer.step()
+    assert twin.write_back(model) == 2
+    after = {n: v.const_value.numpy() for n, v in model.graph.initializers.items()}
+    assert set(after) == set(before)
+    assert after["w"].dtype == np.int8 and (after["w"] != before["w"]).any()
+    assert all((after[n] == before[n]).all() for n in ("s", "z", "ws", "bs"))
+    # what was trained is what ships
+    shipped = run_feeds(open_session(model, optimized=False), {"x": x.numpy()})[0]
+    assert np.abs(twin({"x": x})["y"].detach().numpy() - shipped).max() <= 0.0501
+
+
+def test_rounding_passes_the_gradient_and_clamping_stops_it():
+    model = ir.from_onnx_text("""
+        <ir_version: 10, opset_import: ["" : 21]>
+        q (float[3] x) => (float[3] y) <float s = {0.5}, uint8 z = {0}>
+        { a = QuantizeLinear (x, s, z)  y = DequantizeLinear (a, s, z) }
+    """)
+    x = torch.tensor([1.3, -2.0, 500.0], requires_grad=True)
+    y = to_torch(model)({"x": x})["y"]
+    y.sum().backward()
+    assert y.tolist() == [1.5, 0.0, 127.5]
+    assert x.grad.tolist() == [1.0, 0.0, 0.0]
+
+
+FAMILIES = {
+    "Conv": "y = Conv <pads = [1,1,1,0]> (x, w)",
+    "Gemm": "f = Flatten (x)  t = Transpose (f)  y = Gemm <alpha = 0.5> (f, t)",
+    "LayerNormalization": "y = LayerNormalization (x, k)",
+    "activations": "a = HardSwish (x)  b = Gelu (a)  c = Sigmoid (b)  d = Erf (c)  y = Softmax (d)",
+    "pool": "a = MaxPool <kernel_shape = [2,2]> (x)  y = AveragePool <kernel_shape = [2,2], "
+    "pads = [0,1,1,0]> (a)",
+    "reduce": "a = ReduceMean <keepdims = 0> (x)  b = Exp (a)  y = Mul (x, b)",
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_agree_with_finite_differences(family):
+    model = ir.from_onnx_text(f"""
+        <ir_version: 10, opset_import: ["" : 21]>
+        g (double[1,2,4,4] x, double[3,2,3,3] w, double[4] k) => (double y) {{ {FAMILIES[family]} }}
+    """)
+    twin = to_torch(model)
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"x": (1, 2, 4, 4), "w": (3, 2, 3, 3), "k": (4,)}
+    tensors = [
+        torch.randn(s, dtype=torch.float64, generator=generator, requires_grad=True)
+        for s in shapes.values()
+    ]
+    assert torch.autograd.gradcheck(
+        lambda *t: twin(dict(zip(shapes, t, strict=True)))["y"],
+        tensors,
+        raise_exception=True,
+    )
+
+
+def test_control_flow_is_refused_with_the_node():
+    model = ir.from_onnx_text("""
+        <ir_version: 10, opset_import: ["" : 21]>
+        g (bool c, float[2] x) => (float[2] y) {
+            [choice] y = If (c) <
+                then_branch = a () => (float[2] p) { p = Relu (x) },
+                else_branch = b () => (float[2] q) { q = Neg (x) }>
+        }
+    """)
+    with pytest.raises(PassError, match="'choice'.*If"):
+        to_torch(model)
