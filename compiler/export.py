@@ -21,7 +21,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
-from edgec.entrypoint import describe_failure
+from edgec.entrypoint import describe_failure, repeatable
 from edgec.errors import EdgecError, ExportError, SourceError
 from edgec.passes.execution import open_session, run_feeds, sqnr_db
 from edgec.report import Parity
@@ -56,14 +56,15 @@ def export(source: Source, target: Target) -> Exported:
 
     Raises SourceError or ExportError with the reason.
     """
-    if source.kind == "onnx":
-        exported = Exported(load_onnx(source.module), ())
-    elif source.kind == "huggingface":
-        from edgec.export_huggingface import export_directory
+    with repeatable():  # optimum draws its example inputs
+        if source.kind == "onnx":
+            exported = Exported(load_onnx(source.module), ())
+        elif source.kind == "huggingface":
+            from edgec.export_huggingface import export_directory
 
-        exported = export_directory(source.module, target)
-    else:
-        exported = _from_torch(source, target)
+            exported = export_directory(source.module, target)
+        else:
+            exported = _from_torch(source, target)
     _strip(exported.model)
     _require_tensors(exported.model)
     return exported

@@ -48,9 +48,9 @@ def fix_shapes(model: ir.Model, feeds: Feeds | None, target: str) -> None:
     """
     sizes: dict[str, int] = {}
     for value in model.graph.inputs:
-        shape = value.shape
-        if shape is None:
+        if value.shape is None:
             continue
+        shape = list(value.shape)
         for axis, dim in enumerate(shape):
             if isinstance(dim, int):
                 continue
@@ -62,7 +62,9 @@ def fix_shapes(model: ir.Model, feeds: Feeds | None, target: str) -> None:
             size = 1 if feeds is None else int(feeds[str(value.name)].shape[axis])
             name = str(dim.value) if dim.value is not None else f"{value.name}.{axis}"
             shape[axis] = sizes.setdefault(name, size)
+        value.shape = ir.Shape(shape)
     for output in model.graph.outputs:
-        for axis, dim in enumerate(output.shape or ()):
-            if not isinstance(dim, int) and str(dim.value) in sizes:
-                output.shape[axis] = sizes[str(dim.value)]  # type: ignore[index]
+        if output.shape is not None:
+            output.shape = ir.Shape(
+                d if isinstance(d, int) else sizes.get(str(d.value), d) for d in output.shape
+            )
