@@ -1,4 +1,4 @@
-"""Small torch models with fixed weights, for the compiler's tests."""
+"""Small torch models with fixed weights, and data for them, for the compiler's tests."""
 
 from __future__ import annotations
 
@@ -7,32 +7,6 @@ import pathlib
 import numpy as np
 import torch
 from torch import nn
-
-FILE = """
-import numpy as np
-import small_models
-import edgec
-
-
-def cnn():
-    return small_models.cnn(), (small_models.image(),)
-
-
-def calibration():
-    rng = np.random.default_rng(1)
-    for _ in range(12):
-        yield {"image": rng.standard_normal((1, 3, 12, 12)).astype(np.float32)}
-
-
-def source():
-    return edgec.Source(
-        module=small_models.cnn(),
-        example_inputs=(small_models.image(),),
-        input_names=("image",),
-        output_names=("logits",),
-        calibration=calibration,
-    )
-"""
 
 
 def image(batch: int = 1) -> torch.Tensor:
@@ -61,13 +35,8 @@ def cnn(classes: int = 10) -> nn.Module:
     return module.eval()
 
 
-def mlp() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
-
-
 class Block(nn.Module):
-    """One pre-norm transformer block over token ids, with a classifier of each position."""
+    """One pre-norm transformer block over token ids, then logits at each position."""
 
     def __init__(self, width: int = 48, heads: int = 4, words: int = 100) -> None:
         super().__init__()
@@ -104,27 +73,26 @@ class Recurrent(nn.Module):
         return self.head(steps), last
 
 
-def save_feeds(folder: pathlib.Path, count: int = 8, seed: int = 1, **labels: object) -> str:
-    """A directory of .npz files for ``cnn`` with the input name ``image``."""
-    folder.mkdir(exist_ok=True)
+class Scaled(nn.Module):
+    """Two inputs that are given by name; one is an integer, one is used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(20, 8)
+
+    def forward(self, ids: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return (self.embed(ids) * scale).sum(1) + scale
+
+
+def images(count: int = 8, seed: int = 1) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
-    for i in range(count):
-        feed = {"image": rng.standard_normal((1, 3, 12, 12)).astype(np.float32)}
-        np.savez(folder / f"{i:03}.npz", **feed)
+    return [rng.standard_normal((1, 3, 12, 12)).astype(np.float32) for _ in range(count)]
+
+
+def save_feeds(folder: pathlib.Path, count: int = 8, seed: int = 1) -> str:
+    """A directory of .npz files with an array ``image`` each."""
+    folder.mkdir(exist_ok=True)
+    for i, array in enumerate(images(count, seed)):
+        np.savez(folder / f"{i:03}.npz", image=array)
     return str(folder)
-
-
-def export_cnn(path: pathlib.Path, *, batch: bool = False) -> pathlib.Path:
-    """``cnn`` as .onnx: image -> logits; the batch dimension open if asked for."""
-    torch.onnx.export(
-        cnn(),
-        (image(2 if batch else 1),),
-        path,
-        input_names=["image"],
-        output_names=["logits"],
-        dynamic_shapes=({0: "batch"},) if batch else None,
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
-    return path
