@@ -22,7 +22,8 @@ import onnx_ir as ir
 import torch
 
 from edgec.passes.contract import PassError
-from edgec.passes.torch_ops import OPERATORS, Call
+from edgec.passes.torch_call import Call
+from edgec.passes.torch_ops import OPERATORS
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,14 +8,16 @@ operator specification, default domain, opset 13 to 21.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import onnx_ir as ir
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that torch users know
 from torch import Tensor
+
+from edgec.passes import torch_layers as layers
+from edgec.passes.torch_call import Call
 
 _TORCH_DTYPES = {
     ir.DataType.FLOAT: torch.float32,
@@ -29,12 +31,6 @@ _TORCH_DTYPES = {
     ir.DataType.INT64: torch.int64,
     ir.DataType.BOOL: torch.bool,
 }
-_RANGES = {
-    torch.int8: (-128, 127),
-    torch.uint8: (0, 255),
-    torch.int16: (-32768, 32767),
-    torch.int32: (-(2**31), 2**31 - 1),
-}
 
 _PAD_MODES = {
     "constant": "constant",
@@ -42,74 +38,6 @@ _PAD_MODES = {
     "edge": "replicate",
     "wrap": "circular",
 }
-
-
-@dataclass(frozen=True)
-class Call:
-    """One execution of a node.
-
-    latent: the integer range of a weight that is trained as a float, for DequantizeLinear.
-    """
-
-    node: ir.Node
-    arguments: Sequence[Any]
-    latent: tuple[int, int] | None = None
-
-    def __getitem__(self, index: int) -> Any:
-        """The argument at ``index``, or None if it is absent."""
-        return self.arguments[index] if index < len(self.arguments) else None
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """The value of an attribute, or the default."""
-        attribute = self.node.attributes.get(name)
-        return default if attribute is None else attribute.value
-
-    def ints(self, index: int, name: str = "") -> list[int] | None:
-        """Integers of an input, or of the attribute that held them in earlier opsets."""
-        if self[index] is not None:
-            return [int(v) for v in self[index].reshape(-1)]
-        value = self.get(name) if name else None
-        return None if value is None else [int(v) for v in value]
-
-    def quantized(self, x: Tensor) -> Tensor:
-        """Integers as floats: clamp(round(x / scale) + zero_point), the gradient passed on."""
-        low, high = self._range()
-        scale, zero = self._per_axis(x)
-        y = x / scale
-        y = y + (torch.round(y) - y).detach()
-        return torch.clamp(y + zero, low, high)
-
-    def dequantized(self, q: Tensor) -> Tensor:
-        """(q - zero_point) * scale."""
-        scale, zero = self._per_axis(q)
-        return (q - zero) * scale
-
-    def _per_axis(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
-        """Scale and zero point in a form that broadcasts over x: per tensor, axis or block."""
-        scale, zero = self[1].float(), self[2]
-        axis, block = int(self.get("axis", 1)), int(self.get("block_size", 0))
-
-        def shaped(t: Tensor) -> Tensor:
-            if t.numel() == 1:
-                return t.reshape(())
-            if block:
-                t = t.repeat_interleave(block, dim=axis)
-                return t.narrow(axis, 0, x.shape[axis])
-            shape = [1] * x.dim()
-            shape[axis] = -1
-            return t.reshape(shape)
-
-        return shaped(scale), 0.0 if zero is None else shaped(zero.float())
-
-    def _range(self) -> tuple[int, int]:
-        if self.latent is not None:
-            return self.latent
-        if self[2] is not None:
-            value = self.node.inputs[2]
-            if value is not None and value.dtype in (ir.DataType.INT4, ir.DataType.UINT4):
-                return (-8, 7) if value.dtype == ir.DataType.INT4 else (0, 15)
-            return _RANGES[self[2].dtype]
-        return (0, 255)
 
 
 Operator = Callable[[Call], Any]
@@ -122,131 +50,6 @@ def _quantize(c: Call) -> Tensor:
 def _dequantize(c: Call) -> Tensor:
     # a trained weight arrives as a float and is rounded on its way; other data is integer
     return c.dequantized(c.quantized(c[0]) if c.latent is not None else c[0].float())
-
-
-def _conv(c: Call) -> Tensor:
-    x, w = c[0], c[1]
-    rank = w.dim() - 2
-    strides, dilations = c.get("strides", [1] * rank), c.get("dilations", [1] * rank)
-    x, pads = _padded(c, x, w.shape[2:], strides, dilations, 0.0)
-    convolve = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
-    return convolve(x, w, c[2], tuple(strides), pads, tuple(dilations), int(c.get("group", 1)))
-
-
-def _conv_transpose(c: Call) -> Tensor:
-    rank = c[1].dim() - 2
-    pads = list(c.get("pads", [0] * 2 * rank))
-    if pads[:rank] != pads[rank:] or c.get("output_shape") is not None:
-        raise ValueError("ConvTranspose with uneven pads or an output_shape")
-    convolve = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[rank - 1]
-    return convolve(
-        c[0],
-        c[1],
-        c[2],
-        tuple(c.get("strides", [1] * rank)),
-        tuple(pads[:rank]),
-        tuple(c.get("output_padding", [0] * rank)),
-        int(c.get("group", 1)),
-        tuple(c.get("dilations", [1] * rank)),
-    )
-
-
-def _padded(
-    c: Call,
-    x: Tensor,
-    kernel: Sequence[int],
-    strides: Sequence[int],
-    dilations: Sequence[int],
-    value: float,
-) -> tuple[Tensor, tuple[int, ...]]:
-    """x padded where torch cannot (uneven pads), and the even padding that it can."""
-    rank = len(kernel)
-    mode = c.get("auto_pad", "NOTSET")
-    pads = list(c.get("pads", [0] * 2 * rank))
-    if mode in ("SAME_UPPER", "SAME_LOWER"):
-        for axis in range(rank):
-            size, stride = x.shape[2 + axis], strides[axis]
-            reach = (kernel[axis] - 1) * dilations[axis] + 1
-            total = max((math.ceil(size / stride) - 1) * stride + reach - size, 0)
-            small, large = total // 2, total - total // 2
-            first = small if mode == "SAME_UPPER" else large
-            pads[axis], pads[rank + axis] = first, total - first
-    if pads[:rank] == pads[rank:]:
-        return x, tuple(pads[:rank])
-    flat = [p for axis in reversed(range(rank)) for p in (pads[axis], pads[rank + axis])]
-    return F.pad(x, flat, value=value), (0,) * rank
-
-
-def _max_pool(c: Call) -> Tensor:
-    kernel = c.get("kernel_shape")
-    rank = len(kernel)
-    strides, dilations = c.get("strides", [1] * rank), c.get("dilations", [1] * rank)
-    x, pads = _padded(c, c[0], kernel, strides, dilations, -math.inf)
-    pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[rank - 1]
-    ceil = bool(c.get("ceil_mode", 0))
-    if any(2 * p > k for p, k in zip(pads, kernel, strict=True)):
-        x = F.pad(x, [p for p in reversed(pads) for _ in (0, 1)], value=-math.inf)
-        pads = (0,) * rank
-    if len(c.node.outputs) > 1:
-        raise ValueError("MaxPool with indices")
-    return pool(x, tuple(kernel), tuple(strides), pads, tuple(dilations), ceil)
-
-
-def _average_pool(c: Call) -> Tensor:
-    kernel = c.get("kernel_shape")
-    rank = len(kernel)
-    strides, dilations = c.get("strides", [1] * rank), c.get("dilations", [1] * rank)
-    include, ceil = bool(c.get("count_include_pad", 0)), bool(c.get("ceil_mode", 0))
-    x, pads = _padded(c, c[0], kernel, strides, dilations, 0.0)
-    small = all(2 * p <= k for p, k in zip(pads, kernel, strict=True))
-    if x is c[0] and small and all(d == 1 for d in dilations):
-        pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[rank - 1]
-        return pool(x, tuple(kernel), tuple(strides), pads, ceil, include)
-    # sums over windows by a convolution with ones, divided by the number of counted cells
-    ones = torch.ones_like(c[0])
-    counted, _ = _padded(c, ones, kernel, strides, dilations, 1.0 if include else 0.0)
-    even = [p for p in reversed(pads) for _ in (0, 1)]
-    x, counted = F.pad(x, even), F.pad(counted, even, value=1.0 if include else 0.0)
-    if ceil:
-        extra = []
-        for axis in reversed(range(rank)):
-            reach = (kernel[axis] - 1) * dilations[axis] + 1
-            rest = (x.shape[2 + axis] - reach) % strides[axis]
-            extra += [0, (strides[axis] - rest) % strides[axis]]
-        x, counted = F.pad(x, extra), F.pad(counted, extra)
-    convolve = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
-    channels = x.shape[1]
-    window = torch.ones((channels, 1, *kernel), dtype=x.dtype)
-    settings = (None, tuple(strides), 0, tuple(dilations), channels)
-    return convolve(x, window, *settings) / convolve(counted, window, *settings)
-
-
-def _gemm(c: Call) -> Tensor:
-    a = c[0].transpose(0, 1) if c.get("transA", 0) else c[0]
-    b = c[1].transpose(0, 1) if c.get("transB", 0) else c[1]
-    y: Tensor = float(c.get("alpha", 1.0)) * (a @ b)
-    return y if c[2] is None else y + float(c.get("beta", 1.0)) * c[2]
-
-
-def _batch_norm(c: Call) -> Tensor:
-    return F.batch_norm(c[0], c[3], c[4], c[1], c[2], False, 0.0, float(c.get("epsilon", 1e-5)))
-
-
-def _layer_norm(c: Call) -> Tensor | tuple[Tensor, ...]:
-    axis = int(c.get("axis", -1)) % c[0].dim()
-    shape = c[0].shape[axis:]
-    bias = None if c[2] is None else c[2].expand(shape)
-    epsilon = float(c.get("epsilon", 1e-5))
-    y = F.layer_norm(c[0], shape, c[1].expand(shape), bias, epsilon)
-    if len(c.node.outputs) == 1:
-        return y
-    dims = tuple(range(axis, c[0].dim()))
-    variance = c[0].var(dims, correction=0, keepdim=True)
-    return y, c[0].mean(dims, keepdim=True), torch.rsqrt(variance + epsilon)
-
-
-def _instance_norm(c: Call) -> Tensor:
-    return F.instance_norm(c[0], weight=c[1], bias=c[2], eps=float(c.get("epsilon", 1e-5)))
 
 
 def _gelu(c: Call) -> Tensor:
@@ -450,16 +253,16 @@ OPERATORS: dict[str, Operator] = {
     "Abs": _unary(torch.abs),
     "Add": _binary(torch.add),
     "And": _binary(torch.logical_and),
-    "AveragePool": _average_pool,
-    "BatchNormalization": _batch_norm,
+    "AveragePool": layers.average_pool,
+    "BatchNormalization": layers.batch_norm,
     "Cast": _cast,
     "Ceil": _unary(torch.ceil),
     "Clip": _clip,
     "Concat": _concat,
     "Constant": _constant,
     "ConstantOfShape": _constant_of_shape,
-    "Conv": _conv,
-    "ConvTranspose": _conv_transpose,
+    "Conv": layers.conv,
+    "ConvTranspose": layers.conv_transpose,
     "Cos": _unary(torch.cos),
     "DequantizeLinear": _dequantize,
     "Div": _div,
@@ -472,7 +275,7 @@ OPERATORS: dict[str, Operator] = {
     "Floor": _unary(torch.floor),
     "Gather": _gather,
     "Gelu": _gelu,
-    "Gemm": _gemm,
+    "Gemm": layers.gemm,
     "GlobalAveragePool": _global_average,
     "GlobalMaxPool": lambda c: c[0].amax(tuple(range(2, c[0].dim())), keepdim=True),
     "Greater": _binary(torch.gt),
@@ -480,8 +283,8 @@ OPERATORS: dict[str, Operator] = {
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _unary(F.hardswish),
     "Identity": _unary(lambda x: x),
-    "InstanceNormalization": _instance_norm,
-    "LayerNormalization": _layer_norm,
+    "InstanceNormalization": layers.instance_norm,
+    "LayerNormalization": layers.layer_norm,
     "LeakyRelu": lambda c: F.leaky_relu(c[0], float(c.get("alpha", 0.01))),
     "Less": _binary(torch.lt),
     "LessOrEqual": _binary(torch.le),
@@ -489,7 +292,7 @@ OPERATORS: dict[str, Operator] = {
     "LogSoftmax": _log_softmax,
     "MatMul": _matmul,
     "Max": _many(torch.maximum),
-    "MaxPool": _max_pool,
+    "MaxPool": layers.max_pool,
     "Mean": _mean,
     "Min": _many(torch.minimum),
     "Mul": _binary(torch.mul),

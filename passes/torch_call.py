@@ -1,0 +1,86 @@
+"""One execution of a node in the twin: its arguments, attributes and quantization."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+_RANGES = {
+    torch.int8: (-128, 127),
+    torch.uint8: (0, 255),
+    torch.int16: (-32768, 32767),
+    torch.int32: (-(2**31), 2**31 - 1),
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One execution of a node.
+
+    latent: the integer range of a weight that is trained as a float, for DequantizeLinear.
+    """
+
+    node: ir.Node
+    arguments: Sequence[Any]
+    latent: tuple[int, int] | None = None
+
+    def __getitem__(self, index: int) -> Any:
+        """The argument at ``index``, or None if it is absent."""
+        return self.arguments[index] if index < len(self.arguments) else None
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value of an attribute, or the default."""
+        attribute = self.node.attributes.get(name)
+        return default if attribute is None else attribute.value
+
+    def ints(self, index: int, name: str = "") -> list[int] | None:
+        """Integers of an input, or of the attribute that held them in earlier opsets."""
+        if self[index] is not None:
+            return [int(v) for v in self[index].reshape(-1)]
+        value = self.get(name) if name else None
+        return None if value is None else [int(v) for v in value]
+
+    def quantized(self, x: Tensor) -> Tensor:
+        """Integers as floats: clamp(round(x / scale) + zero_point), the gradient passed on."""
+        low, high = self._range()
+        scale, zero = self._per_axis(x)
+        y = x / scale
+        y = y + (torch.round(y) - y).detach()
+        return torch.clamp(y + zero, low, high)
+
+    def dequantized(self, q: Tensor) -> Tensor:
+        """(q - zero_point) * scale."""
+        scale, zero = self._per_axis(q)
+        return (q - zero) * scale
+
+    def _per_axis(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
+        """Scale and zero point in a form that broadcasts over x: per tensor, axis or block."""
+        scale, zero = self[1].float(), self[2]
+        axis, block = int(self.get("axis", 1)), int(self.get("block_size", 0))
+
+        def shaped(t: Tensor) -> Tensor:
+            if t.numel() == 1:
+                return t.reshape(())
+            if block:
+                t = t.repeat_interleave(block, dim=axis)
+                return t.narrow(axis, 0, x.shape[axis])
+            shape = [1] * x.dim()
+            shape[axis] = -1
+            return t.reshape(shape)
+
+        return shaped(scale), 0.0 if zero is None else shaped(zero.float())
+
+    def _range(self) -> tuple[int, int]:
+        if self.latent is not None:
+            return self.latent
+        if self[2] is not None:
+            value = self.node.inputs[2]
+            if value is not None and value.dtype in (ir.DataType.INT4, ir.DataType.UINT4):
+                return (-8, 7) if value.dtype == ir.DataType.INT4 else (0, 15)
+            return _RANGES[self[2].dtype]
+        return (0, 255)
