@@ -83,7 +83,7 @@ def targets_table(targets: Iterable[Target]) -> Table:
 
 def target_table(target: Target) -> Table:
     """Every capability of one target: its TOML key, its value and what it means."""
-    rows = list(_capabilities(target, ""))
+    rows = list(capabilities(target))
     return table(("capability", "value", "meaning"), rows, wrap=("value", "meaning"))
 
 
@@ -303,13 +303,13 @@ def _print_origin(report: Report, console: Console) -> None:
     console.print(drawn)
 
 
-def _capabilities(settings: Any, prefix: str) -> Iterator[tuple[str, str, str]]:
+def capabilities(settings: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
     """(TOML key, value, comment in the schema) of every field, tables by dotted key."""
     comments = _field_comments(type(settings))
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if dataclasses.is_dataclass(value):
-            yield from _capabilities(value, f"{prefix}{field.name}.")
+            yield from capabilities(value, f"{prefix}{field.name}.")
         else:
             yield f"{prefix}{field.name}", _fact(field.name, value), comments.get(field.name, "")
 
