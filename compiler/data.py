@@ -283,7 +283,8 @@ def _check(sample: Sample, inputs: tuple[InputSpec, ...]) -> Sample:
     for spec in inputs:
         array = sample.feeds[spec.name]
         if array.dtype != spec.dtype:
-            if not (array.dtype.kind == spec.dtype.kind and array.dtype.kind in "iuf"):
+            kinds = {array.dtype.kind, spec.dtype.kind}
+            if kinds != {"f"} and not kinds <= {"i", "u"}:
                 raise DataError(
                     f"{where}: '{spec.name}' is {array.dtype}, the model expects {spec.dtype}; "
                     f"save it as .astype('{spec.dtype}') after the model's own preprocessing"

@@ -136,7 +136,7 @@ def _agreement(
             continue
         s, n = _power(value, actual[name])
         signal, noise = signal + s, noise + n
-    return float(noise <= _CLOSE**2 * signal)
+    return float(np.isfinite(noise) and noise <= _CLOSE**2 * signal)
 
 
 def _power(reference: Array, actual: Array) -> tuple[float, float]:

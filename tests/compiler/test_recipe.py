@@ -1,0 +1,96 @@
+"""Recipes: TOML and passes are two forms of one thing, and mistakes are told."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import graphs
+import pytest
+
+from edgec import recipe
+from edgec.errors import RecipeError
+from edgec.passes import PASSES
+from edgec.targets import load_target, target_names
+
+
+def other_value(value: Any) -> Any:
+    """A value of the same type."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, tuple):
+        return ('/a "quoted"/MatMul', "back\\slash", "Ünï")
+    return value
+
+
+@pytest.mark.parametrize("cls", PASSES, ids=lambda cls: cls.name)
+def test_every_pass_survives_toml(cls: Any, tmp_path: pathlib.Path) -> None:
+    default = cls()
+    changed = cls(**{k: other_value(v) for k, v in dataclasses.asdict(default).items()})
+    for pass_ in (default, changed):
+        path = tmp_path / "recipe.toml"
+        path.write_text(recipe.to_toml([pass_]), encoding="utf-8")
+        assert recipe.load_recipe(path) == (pass_,)
+
+
+@pytest.mark.parametrize("target", target_names())
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_every_default_recipe_is_in_order(target: str, calibrated: bool) -> None:
+    for made in (graphs.cnn, graphs.transformer, graphs.lstm):
+        model, _ = made()
+        passes = recipe.default_recipe(load_target(target), model, calibrated)
+        assert passes[0].name == "cleanup" and passes[-1].name == "lower"
+        needs_data = any(p.name == "quantize-static" for p in passes)
+        assert calibrated or not needs_data
+        assert recipe.from_toml(recipe.to_toml(passes), "text") == passes
+
+
+def test_most_weights_decide_the_kind_of_model() -> None:
+    kinds = {m: recipe.model_kind(getattr(graphs, m)()[0]) for m in ("cnn", "transformer", "lstm")}
+    assert kinds == {"cnn": "convolutional", "transformer": "transformer", "lstm": "recurrent"}
+
+
+def test_settings_change_one_pass_and_keep_the_rest() -> None:
+    passes = recipe.load_recipe("cleanup,quantize-weights")
+    changed = recipe.with_settings(passes, ["quantize-weights.bits=4"])
+    assert changed[0] == passes[0] and changed[1] != passes[1]
+    assert recipe.parameters_of(changed[1])["bits"] == 4
+    both = recipe.with_settings(changed, ["quantize-weights.block-size=64"])
+    assert recipe.parameters_of(both[1])["bits"] == 4
+    assert recipe.parameters_of(both[1])["block_size"] == 64
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[[pass]]\n", "without a name"),
+        ("pass = 3", r"expected \[\[pass\]\] tables"),
+        ('[[passes]]\nname = "fuse"', r"expected \[\[pass\]\] tables"),
+        ('[[pass]]\nname = "fusse"', "unknown pass 'fusse', did you mean 'fuse'"),
+        ('[[pass]]\nname = "prune-magnitude"\nsparsity = "half"', "'half', expected a float"),
+        ('[[pass]]\nname = "convert-float16"\nskip = [1]', "an item is 1, expected a str"),
+        ('[[pass]]\nname = "lower"\n[[pass]]\nname = "fuse"', r"'fuse' \(clean\) stands after"),
+    ],
+)
+def test_a_wrong_recipe_is_refused(text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        recipe.from_toml(text, "r.toml")
+
+
+def test_training_may_stand_before_or_after_quantization() -> None:
+    from edgec.passes import Stage
+
+    @dataclasses.dataclass(frozen=True)
+    class Train:
+        name = "train"
+        stage = Stage.TRAIN
+
+    quantize, lower = recipe.load_recipe("quantize-weights"), recipe.load_recipe("lower")
+    train: Any = (Train(),)
+    for order in (train + quantize + lower, quantize + train + lower, train + quantize + train):
+        assert recipe.check_order(order) == order
+    with pytest.raises(RecipeError):
+        recipe.check_order(lower + train)
+    with pytest.raises(RecipeError):
+        recipe.check_order(train + recipe.load_recipe("prune-magnitude"))
