@@ -17,7 +17,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from edgec.build import build
+    from edgec.builder import build
     from edgec.report import Report
     from edgec.source import ImageSpec, Source
 
@@ -25,7 +25,7 @@ _HOME = {
     "ImageSpec": "edgec.source",
     "Report": "edgec.report",
     "Source": "edgec.source",
-    "build": "edgec.build",
+    "build": "edgec.builder",  # a module named build would hide the function
 }
 
 __all__ = ["ImageSpec", "Report", "Source", "__version__", "build"]

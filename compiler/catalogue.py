@@ -1,14 +1,16 @@
-"""The passes as data, for ``edgec passes``, its JSON and the generated documentation."""
+"""Passes and targets as data, for the lists, their JSON and the generated documentation."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 from edgec.errors import RecipeError, suggestion
 from edgec.passes import PASSES
+from edgec.targets import Target
 
 
 def describe_passes(name: str | None = None) -> list[dict[str, Any]]:
@@ -22,6 +24,20 @@ def describe_passes(name: str | None = None) -> list[dict[str, Any]]:
             f"unknown pass '{name}'{suggestion(name, known)}; the passes are {', '.join(known)}"
         )
     return [_describe(cls) for cls in PASSES if name in (None, cls.name)]
+
+
+def describe_target(target: Target) -> dict[str, Any]:
+    """The capabilities of a target as JSON data, in the keys of its TOML file."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, Mapping):
+            return {k: plain(v) for k, v in value.items()}
+        return list(value) if isinstance(value, tuple) else value
+
+    table: dict[str, Any] = plain(target)
+    return table
 
 
 def _describe(cls: Any) -> dict[str, Any]:

@@ -161,14 +161,12 @@ def build(source: str | None, as_json: bool, **options: Any) -> None:
 @_json_option
 def targets(name: str | None, as_json: bool) -> None:
     """List the targets, or show the capabilities of one (NAME or a .toml file)."""
-    import dataclasses
-
-    from edgec.report import plain
+    from edgec.catalogue import describe_target
     from edgec.targets import load_target, target_names
 
     chosen = [load_target(name)] if name else [load_target(n) for n in target_names()]
     if as_json:
-        tables = [plain(dataclasses.asdict(target)) for target in chosen]
+        tables = [describe_target(target) for target in chosen]
         click.echo(json.dumps(tables[0] if name else tables, indent=2, sort_keys=True))
     elif name:
         from edgec.report_terminal import target_table
@@ -244,7 +242,13 @@ def verify(bundle: pathlib.Path, as_json: bool, **options: Any) -> None:
     metavar="MODEL",
     help="An .onnx file or another bundle; by default the reference beside BUNDLE.",
 )
-@click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True)
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    default=1,
+    show_default=True,
+    help="Of every model that is timed.",
+)
 @click.option(
     "--seconds",
     type=click.FloatRange(0.1, 3600),

@@ -54,7 +54,7 @@ class Job:
 
     def run(self, progress: Callable[[str, int, int], None]) -> Report:
         """Build it."""
-        from edgec.build import build
+        from edgec.builder import build
 
         return build(
             self.source,

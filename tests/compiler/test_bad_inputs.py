@@ -463,7 +463,7 @@ def test_a_failure_in_the_last_step_leaves_the_old_files(
         raise OSError(28, "No space left on device")
 
     before = digests(folder)
-    monkeypatch.setattr("edgec.build.render_html", full)
+    monkeypatch.setattr("edgec.builder.render_html", full)
     result = CliRunner().invoke(main, [*BUILD.split(), "--recipe", "cleanup"])
     assert result.exit_code == 1 and "No space left on device" in result.stderr
     assert digests(folder) == before
@@ -474,7 +474,7 @@ def test_ctrl_c_leaves_the_old_files(folder: pathlib.Path, monkeypatch: pytest.M
         raise KeyboardInterrupt
 
     before = digests(folder)
-    monkeypatch.setattr("edgec.build.time_all", interrupted)
+    monkeypatch.setattr("edgec.builder.time_all", interrupted)
     result = CliRunner().invoke(main, [*BUILD.split(), "--recipe", "cleanup"])
     assert result.exit_code == 1 and "interrupted" in result.stderr
     assert digests(folder) == before
