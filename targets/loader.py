@@ -14,6 +14,7 @@ from edgec.targets.schema import Target
 from edgec_runtime.errors import EdgecError, suggestion
 
 _FOLDER = pathlib.Path(__file__).parent
+_KINDS = {str: "text", int: "a whole number", bool: "true or false"}
 
 
 class TargetError(EdgecError):
@@ -72,9 +73,7 @@ def _build(cls: type, table: Mapping[str, Any], where: str) -> object:
     for name, field in fields.items():
         if name in table:
             values[name] = _convert(hints[name], table[name], where, name)
-        elif (
-            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        ):
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise TargetError(f"{where}: missing key '{name}'")
     return cls(**values)
 
@@ -102,7 +101,7 @@ def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
             raise TargetError(f"{where}: '{key}' is {value!r}, expected one of {known}")
         return value
     if type(value) is not hint:
-        raise TargetError(f"{where}: '{key}' is {value!r}, expected a {hint.__name__}")
+        raise TargetError(f"{where}: '{key}' is {value!r}, expected {_KINDS[hint]}")
     return value
 
 

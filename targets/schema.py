@@ -8,9 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Literal
 
 IntegerType = Literal["uint8", "int8"]
+
+
+def _nothing() -> Mapping[str, Any]:
+    """An empty mapping that nobody can change."""
+    return MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -21,9 +27,9 @@ class Session:
     providers: tuple[str, ...] = ("CPUExecutionProvider",)  # in order of preference
     prepacking: bool = True  # repack weights at load: faster inference, more memory
     disabled_optimizers: tuple[str, ...] = ()  # ONNX Runtime graph optimizers that are slower here
-    config: Mapping[str, str] = field(default_factory=dict)  # session config entries
+    config: Mapping[str, str] = field(default_factory=_nothing)  # session config entries
     # CPU feature -> session config entries that a machine lacking the feature gets on top
-    without: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    without: Mapping[str, Mapping[str, str]] = field(default_factory=_nothing)
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,7 @@ class Prune:
 class Verify:
     """How a bundle for this target can be run where it is built."""
 
+    # what runs a bundle for it on an ordinary Linux machine
     method: Literal["native", "qemu", "node", "chromium", "none"] = "none"
     profile: str = ""  # name of the device profile in targets/profiles
 
