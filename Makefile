@@ -54,6 +54,7 @@ types: .venv/installed
 
 docs: .venv/installed
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/make_cli.py
 
 wheels: .venv/installed
 	bash .ci/wheels $(BIN)/python
