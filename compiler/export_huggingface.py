@@ -81,7 +81,7 @@ def export_directory(path: pathlib.Path, target: Target) -> Exported:
     if can_compare:
         produced = eager(feeds)
         can_compare = all(str(o.name) in produced for o in model.graph.outputs)
-    findings = (f"exported by optimum for the task '{task}'",)
+    findings: tuple[str, ...] = (f"exported by optimum for the task '{task}'",)
     if not can_compare:
         findings += ("parity with eager transformers was not measured for this task",)
     return Exported(model, (feeds,), eager if can_compare else None, None, findings)

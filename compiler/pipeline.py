@@ -124,9 +124,9 @@ def layer_noise(
     signal = dict.fromkeys(names, 0.0)
     noise = dict.fromkeys(names, 0.0)
     pairs = zip(run_values(clean, names, checks), run_values(noisy, names, checks), strict=True)
-    for reference, actual in pairs:
+    for expected, actual in pairs:
         for name in names:
-            r, a = reference[name].astype(np.float64), actual[name].astype(np.float64)
+            r, a = expected[name].astype(np.float64), actual[name].astype(np.float64)
             if r.shape == a.shape:
                 signal[name] += float((r * r).sum())
                 noise[name] += float(((r - a) ** 2).sum())

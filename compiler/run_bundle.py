@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ def run_bundle(
     if output is not None and not output.parent.is_dir():
         raise OutputError(f"{output}: there is no folder {output.parent}; make it first")
     model = edgec_runtime.load(path, threads=threads, any_target=any_target)
+    samples: list[Mapping[str, np.ndarray[Any, Any]]]
     if image is not None:
         samples, what = [model.prepare_image(_pixels(image))], str(image)
     elif data is not None:
@@ -85,7 +87,7 @@ def _pixels(path: pathlib.Path) -> np.ndarray[Any, Any]:
 
 def _save(path: pathlib.Path, results: list[dict[str, np.ndarray[Any, Any]]]) -> None:
     """All outputs, samples first, written whole or not at all."""
-    arrays = {}
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
     for name in results[0]:
         values = [r[name] for r in results]
         same = len({v.shape for v in values}) == 1

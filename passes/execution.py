@@ -32,7 +32,8 @@ def graph_bytes(model: ir.Model) -> bytes:
     """
     if weights_size_bytes(model) > _PROTOBUF_LIMIT:
         raise PassError("the model is larger than a protobuf file can hold (2 GB)")
-    return ir.to_proto(model).SerializeToString(deterministic=True)
+    data: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+    return data
 
 
 def weights_size_bytes(model: ir.Model) -> int:
