@@ -25,7 +25,7 @@ broken (the report is written all the same).
 
 def page() -> str:
     """The whole page as Markdown."""
-    root = click.Context(main, info_name="edgec")
+    root = click.Context(main, info_name="edgec", **main.context_settings)
     parts = [INTRODUCTION, _options(main, root)]
     for name, command in main.commands.items():
         context = click.Context(command, info_name=name, parent=root)

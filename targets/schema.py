@@ -8,15 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 IntegerType = Literal["uint8", "int8"]
-
-
-def _nothing() -> Mapping[str, Any]:
-    """An empty mapping that nobody can change."""
-    return MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -27,9 +21,9 @@ class Session:
     providers: tuple[str, ...] = ("CPUExecutionProvider",)  # in order of preference
     prepacking: bool = True  # repack weights at load: faster inference, more memory
     disabled_optimizers: tuple[str, ...] = ()  # ONNX Runtime graph optimizers that are slower here
-    config: Mapping[str, str] = field(default_factory=_nothing)  # session config entries
+    config: Mapping[str, str] = field(default_factory=dict)  # session config entries
     # CPU feature -> session config entries that a machine lacking the feature gets on top
-    without: Mapping[str, Mapping[str, str]] = field(default_factory=_nothing)
+    without: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
