@@ -53,7 +53,6 @@ types: .venv/installed
 	$(BIN)/mypy
 
 docs: .venv/installed
-	$(BIN)/python docs/make_cli.py
 	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/make_cli.py
 
