@@ -11,9 +11,6 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := $(wildcard compiler/*.py)
 BUNDLE := build/efficientnet-lite0.arm64.edgec
 
-# PyPI's torch for Linux brings 2 GB of CUDA; this index has the one for the CPU.
-CPU_TORCH := https://download.pytorch.org/whl/cpu
-
 export ORT_DISABLE_TELEMETRY := 1
 
 .PHONY: help demo test test-fast setup lint format types docs wheels clean
@@ -74,10 +71,7 @@ clean:
 
 .venv/installed: .venv/bin-made pyproject.toml runtime/pyproject.toml constraints.txt
 	@echo 'Installing into .venv (torch, onnxruntime and others: some minutes)'
-	@index=; if [ "$$(uname)" = Linux ] && $(BIN)/python -c \
-	    "import urllib.request as r; r.urlopen('$(CPU_TORCH)/torch/', timeout=5)" 2>/dev/null; \
-	    then index="--extra-index-url $(CPU_TORCH)"; fi; \
-	    $(PIP) install -q -c constraints.txt torch $$index
+	@$(PIP) install -q -c constraints.txt torch
 	@$(PIP) install -q -c constraints.txt -e ./runtime -e '.[dev,fixtures]'
 	@touch $@
 
