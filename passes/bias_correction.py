@@ -44,6 +44,8 @@ def bias_shifts(
 
     model: computes both outputs of all twins. Keeps sums per channel only, in float64.
     """
+    if not twins:
+        return {}
     names = [name for t in twins for name in (t.float_output, t.quantized_output)]
     sums: dict[str, Array] = {}
     counts = dict.fromkeys((t.float_output for t in twins), 0)

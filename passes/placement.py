@@ -18,10 +18,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from edgec.passes.contract import Skip
 from edgec.passes.ranges import Range
+from edgec.passes.weights import constant, label
 from edgec.targets.schema import Int8
 
 # ops whose output has the scale of their input
@@ -133,18 +135,6 @@ def place(graph: ir.Graph, int8: Int8, skip: Sequence[str]) -> Placement:
     return Placement(units, outputs, inputs, scale_of, skipped)
 
 
-def label(node: ir.Node) -> str:
-    """What a report calls a node: its name, or its first output's."""
-    return node.name or node.outputs[0].name or node.op_type
-
-
-def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The tensor of a value that no run can change; None for any other value."""
-    if value is None or value.is_graph_input():
-        return None
-    return ir.convenience.get_const_tensor(value)
-
-
 def _computes(node: ir.Node, int8: Int8, skip: Sequence[str]) -> bool:
     wanted = node.op_type in int8.static_ops and node.op_type in _COMPUTING
     return wanted and node.name not in skip and not _refusal(node, int8, set())
@@ -171,11 +161,13 @@ def _computing_refusal(node: ir.Node) -> str:
     weight = constant(node.inputs[1])
     if weight is None:
         return "weight is not constant"
-    if weight.dtype != ir.DataType.FLOAT:
-        return f"weight is {weight.dtype.name.lower()}, not float32"
+    if weight.dtype != np.float32:
+        return f"weight is {weight.dtype}, not float32"
+    if not np.isfinite(weight).all():
+        return "weight contains NaN or infinity"
     if constant(node.inputs[0]) is not None:
         return "its input is constant"
-    rank = len(weight.shape)
+    rank = weight.ndim
     if node.op_type == "Conv" and not 3 <= rank <= 5:
         return f"weight has {rank} dimensions"
     if node.op_type in ("Gemm", "MatMul") and rank != 2:
@@ -241,14 +233,14 @@ def _bounds(node: ir.Node) -> Range | None:
             tensor = constant(node.inputs[i])
             if tensor is None:
                 return None
-            limits[i - 1] = float(tensor.numpy().item())
+            limits[i - 1] = float(tensor.item())
     low, high = limits
     return Range(low, high) if low <= 0.0 < high else None
 
 
 def _reaching_a_computing_op(candidates: Mapping[ir.Node, Unit]) -> set[ir.Node]:
     kept: set[ir.Node] = set()
-    for node, unit in reversed(candidates.items()):
+    for node, unit in reversed(list(candidates.items())):
         if unit.computing or any(consumer in kept for consumer, _ in unit.output.uses()):
             kept.add(node)
     return kept

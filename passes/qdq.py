@@ -10,7 +10,7 @@ Left out: 16-bit activations and blocked weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.passes.ranges import Range
+from edgec.passes.weights import Editor, constant
 from edgec.targets.schema import IntegerType
 
 Array = np.ndarray[Any, Any]
@@ -132,61 +133,31 @@ def quantize_bias(bias: Array, scale: Array) -> Array:
     return np.rint(bias.astype(np.float64) / scale).astype(np.int32)
 
 
-class Names:
-    """Hands out names that no value of the model bears yet."""
-
-    def __init__(self, model: ir.Model) -> None:
-        """Collect the names of all values, subgraphs included."""
-        self._taken: set[str | None] = set()
-        for graph in model.graphs():
-            self._taken.update(graph.initializers)
-            self._taken.update(v.name for v in graph.inputs)
-            self._taken.update(v.name for node in graph for v in node.outputs)
-
-    def new(self, wish: str) -> str:
-        """The wish itself, or with the first number appended that makes it unique."""
-        name, number = wish, 1
-        while name in self._taken:
-            number += 1
-            name = f"{wish}_{number}"
-        self._taken.add(name)
-        return name
-
-
 class Writer:
-    """Inserts Q/DQ nodes and their initializers into one graph."""
+    """Inserts Q/DQ nodes and their initializers into the main graph of a model."""
 
     def __init__(self, model: ir.Model) -> None:
         """Write into the main graph of the model."""
         self._graph = model.graph
-        self._names = Names(model)
+        self._editor = Editor(model)
+        self.name, self.drop = self._editor.fresh, self._editor.drop
 
     def initializer(self, wish: str, array: Array) -> ir.Value:
         """A new initializer with a unique name."""
-        name = self._names.new(wish)
-        value = ir.Value(name=name, const_value=ir.tensor(np.array(array, order="C"), name=name))
-        value.shape, value.dtype = ir.Shape(array.shape), ir.DataType.from_numpy(array.dtype)
-        self._graph.register_initializer(value)
-        return value
+        return self._editor.constant(self._graph, wish, array)
 
-    def dequantized_weight(self, wish: str, weight: QuantizedWeight, before: ir.Node) -> ir.Value:
+    def weight(self, wish: str, weight: QuantizedWeight, before: ir.Node) -> ir.Value:
         """Integers behind a DequantizeLinear that stands before the given node."""
         inputs = [
             self.initializer(f"{wish}_quantized", weight.integers),
             self.initializer(f"{wish}_scale", weight.scale),
             self.initializer(f"{wish}_zero_point", weight.zero_point),
         ]
-        axis = {} if weight.axis is None else {"axis": weight.axis}
-        shape = ir.Shape(weight.integers.shape)
-        return self._dequantize(wish, inputs, axis, shape=shape, before=before)
+        node = self._dequantize(wish, inputs, weight.axis, ir.Shape(weight.integers.shape))
+        self._graph.insert_before(before, node)
+        return node.outputs[0]
 
-    def name(self, wish: str) -> str:
-        """A unique name for a new value."""
-        return self._names.new(wish)
-
-    def integer_bias(
-        self, wish: str, place: tuple[ir.Node, int], bias: Array, scale: Array
-    ) -> None:
+    def bias(self, wish: str, place: tuple[ir.Node, int], bias: Array, scale: Array) -> None:
         """Put int32 integers behind a DequantizeLinear at a node's input.
 
         bias: float32 [channels]. scale: scalar or [channels].
@@ -197,84 +168,74 @@ class Writer:
             self.initializer(f"{wish}_scale", scale),
             self.initializer(f"{wish}_zero_point", np.zeros(scale.shape, np.int32)),
         ]
-        axis = {"axis": 0} if scale.ndim else {}
-        dequantized = self._dequantize(wish, inputs, axis, shape=ir.Shape(bias.shape), before=node)
+        axis = 0 if scale.ndim else None
+        dequantize = self._dequantize(wish, inputs, axis, ir.Shape(bias.shape))
+        self._graph.insert_before(node, dequantize)
         if index >= len(node.inputs):
             node.resize_inputs(index + 1)
-        node.replace_input_with(index, dequantized)
+        node.replace_input_with(index, dequantize.outputs[0])
 
-    def drop(self, value: ir.Value | None) -> None:
-        """Remove a constant that nothing reads any more."""
-        if value is None or value.uses() or value.is_graph_output():
-            return
-        node = value.producer()
-        if node is not None:
-            self._graph.remove(node, safe=True)
-        elif value.is_initializer() and value.name is not None:
-            del self._graph.initializers[value.name]
+    def pair(self, value: ir.Value, quantize: Parameters, dequantize: Parameters) -> ir.Value:
+        """Q and DQ behind a value; what the DQ yields. The two may differ in their parameters.
 
-    def quantize_output(self, value: ir.Value, parameters: Parameters) -> None:
-        """Let every consumer of a value read its Q/DQ pair instead.
+        Same parameters share their initializers.
+        """
+        name = value.name or ""
+        outer = self._constants(name, quantize)
+        inner = outer if dequantize == quantize else self._constants(f"{name}_out", dequantize)
+        node = ir.node("QuantizeLinear", [value, *outer])
+        integers = node.outputs[0]
+        integers.name = node.name = self.name(f"{name}_quantized")
+        integers.shape, integers.type = value.shape, outer[1].type
+        back = self._dequantize(name, [integers, *inner], None, value.shape)
+        producer = value.producer()
+        if producer is None:
+            self._graph.insert_before(self._graph[0], [node, back])
+        else:
+            self._graph.insert_after(producer, [node, back])
+        return back.outputs[0]
+
+    def replace_output(self, value: ir.Value, parameters: Parameters) -> None:
+        """Let every reader of a value read its Q/DQ pair instead.
 
         A graph output keeps its name: the dequantized value takes it over.
         """
-        node = value.producer()
-        assert node is not None  # the caller gives an output of a node
         uses = list(value.uses())
-        dequantized = self._pair(value, parameters, after=node)
+        dequantized = self.pair(value, parameters, parameters)
         for consumer, index in uses:
             consumer.replace_input_with(index, dequantized)
         if value.is_graph_output():
-            outputs = self._graph.outputs
-            for index, output in enumerate(outputs):
-                if output is value:
-                    outputs[index] = dequantized
-            name = value.name or ""
-            value.name = self._names.new(f"{name}_float")
+            outputs, name = self._graph.outputs, value.name or ""
+            for index in [i for i, output in enumerate(outputs) if output is value]:
+                outputs[index] = dequantized
+            value.name = self.name(f"{name}_float")
             dequantized.name = name
 
-    def quantize_inputs(
-        self, value: ir.Value, uses: Iterable[tuple[ir.Node, int]], parameters: Parameters
-    ) -> None:
-        """Let the given uses of a value read its Q/DQ pair; the others stay float."""
-        dequantized = self._pair(value, parameters, after=value.producer())
-        for consumer, index in uses:
-            consumer.replace_input_with(index, dequantized)
+    def drop_chain(self, value: ir.Value, *, until: ir.Value) -> None:
+        """Remove the nodes from a value that nothing reads back to another value."""
+        while value is not until:
+            node = value.producer()
+            assert node is not None  # `until` lies before the value
+            inputs = [i for i in node.inputs if i is not None]
+            self._graph.remove(node, safe=True)
+            for constant_input in [i for i in inputs if constant(i) is not None]:
+                self.drop(constant_input)
+            value = next(i for i in inputs if constant(i) is None)
 
-    def _pair(self, value: ir.Value, parameters: Parameters, *, after: ir.Node | None) -> ir.Value:
-        name = value.name or ""
-        scale = self.initializer(f"{name}_scale", np.array(parameters.scale, np.float32))
-        zero = np.array(parameters.zero_point, np.dtype(parameters.dtype))
-        zero_point = self.initializer(f"{name}_zero_point", zero)
-        quantize = ir.node("QuantizeLinear", [value, scale, zero_point])
-        integers = quantize.outputs[0]
-        integers.name = self._names.new(f"{name}_quantized")
-        quantize.name = integers.name
-        integers.shape, integers.dtype = value.shape, zero_point.dtype
-        if after is None:
-            self._graph.insert_before(self._graph[0], [quantize])
-        else:
-            self._graph.insert_after(after, [quantize])
-        inputs = [integers, scale, zero_point]
-        return self._dequantize(name, inputs, {}, shape=value.shape, after=quantize)
+    def _constants(self, wish: str, parameters: Parameters) -> tuple[ir.Value, ir.Value]:
+        scale = np.array(parameters.scale, np.float32)
+        zero_point = np.array(parameters.zero_point, np.dtype(parameters.dtype))
+        return (
+            self.initializer(f"{wish}_scale", scale),
+            self.initializer(f"{wish}_zero_point", zero_point),
+        )
 
     def _dequantize(
-        self,
-        wish: str,
-        inputs: list[ir.Value],
-        attributes: dict[str, int],
-        *,
-        shape: ir.Shape | None,
-        before: ir.Node | None = None,
-        after: ir.Node | None = None,
-    ) -> ir.Value:
+        self, wish: str, inputs: Sequence[ir.Value], axis: int | None, shape: ir.Shape | None
+    ) -> ir.Node:
+        attributes = {} if axis is None else {"axis": axis}
         node = ir.node("DequantizeLinear", inputs, attributes)
         value = node.outputs[0]
-        value.name = self._names.new(f"{wish}_dequantized")
-        node.name = value.name
+        value.name = node.name = self.name(f"{wish}_dequantized")
         value.shape, value.dtype = shape, ir.DataType.FLOAT
-        if before is not None:
-            self._graph.insert_before(before, [node])
-        if after is not None:
-            self._graph.insert_after(after, [node])
-        return value
+        return node

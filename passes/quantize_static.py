@@ -18,20 +18,18 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from edgec.passes import bias_correction, placement, qdq, ranges
+from edgec.passes import bias_correction, placement, ranges
 from edgec.passes.contract import Context, PassError, Result, Stage
+from edgec.passes.emission import emit, name_of, with_twins
 from edgec.passes.execution import optimized_graph, run_values
-from edgec.passes.placement import Placement, Unit, constant, node_input
+from edgec.passes.placement import Placement
 from edgec.passes.ranges import Histogram, Range, RangeMethod
-from edgec.targets.schema import Int8
+from edgec.passes.weights import check_skip, label
 from edgec_runtime.errors import suggestion
 
 Array = np.ndarray[Any, Any]
 
 _LEAST_OPSET = 13  # DequantizeLinear with an axis
-_FLOAT_KERNELS = frozenset({"Conv", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm", "MatMul"}) | {
-    "MatMulNBits"
-}
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class QuantizeStatic:
     lossless: ClassVar[bool] = False
     version: ClassVar[int] = 1
 
-    ranges: RangeMethod = "percentile"  # how the range of an activation is chosen
+    ranges: RangeMethod = "mse"  # how the range of an activation is chosen
     percentile: float = 99.999  # share of values inside the range, for ranges = "percentile"
     skip: tuple[str, ...] = ()  # names of nodes that stay float
     bias_correction: bool = True  # give each channel the mean that it has in float
@@ -80,9 +78,9 @@ class QuantizeStatic:
                 name: shift.astype("<f4").tobytes().hex() for name, shift in corrections.items()
             },
         }
-        touched = tuple(unit.output.name or "" for unit in plan.units)
-        _emit(model, plan, spans, int8, corrections)
-        findings = _unfused(model, plan)
+        touched = tuple(name_of(unit.output) for unit in plan.units)
+        weights = emit(model, plan, spans, int8, corrections)
+        findings = _unfused(model, plan, weights)
         return Result(model, len(plan.units), plan.skipped, touched, decisions, findings)
 
     def _check(self, model: ir.Model) -> None:
@@ -92,11 +90,7 @@ class QuantizeStatic:
                 f"the model has opset {opset}; quantization per channel needs {_LEAST_OPSET}: "
                 "convert the model, or run cleanup first"
             )
-        names = {node.name for node in model.graph if node.name}
-        for name in self.skip:
-            if name not in names:
-                near = suggestion(name, sorted(names))
-                raise PassError(f"quantize-static: skip names no node '{name}'{near}")
+        check_skip(self.name, self.skip, model.graph)
 
     def _measured(
         self, model: ir.Model, plan: Placement, context: Context
@@ -108,7 +102,7 @@ class QuantizeStatic:
                 "use a pass without data (quantize-dynamic, quantize-weights)"
             )
         histograms: dict[str, Histogram] = {}
-        names = [_name(value) for value in plan.calibrated]
+        names = [name_of(value) for value in plan.calibrated]
         for number, arrays in enumerate(run_values(model, names, samples)):
             for name in names:
                 histogram = _histogram(arrays[name], name, number)
@@ -119,7 +113,7 @@ class QuantizeStatic:
         if not self.bias_correction:
             return spans, {}
         int8 = context.target.int8
-        beside, twins = _with_twins(model, spans, int8, self.skip)
+        beside, twins = with_twins(model, spans, int8, self.skip)
         report = functools.partial(context.progress, "correct biases")
         return spans, bias_correction.bias_shifts(beside, twins, samples, progress=report)
 
@@ -146,11 +140,14 @@ def _replayed(
         name: np.frombuffer(bytes.fromhex(text), "<f4").astype(np.float32)
         for name, text in lock.get("bias", {}).items()
     }
-    needed = [_name(value) for value in plan.calibrated]
+    needed = [name_of(value) for value in plan.calibrated]
     missing = [n for n in needed if n not in spans]
     if bias_correction:
-        sites = [_name(u.node.outputs[0]) for u in plan.units if u.bias]
-        missing += [n for n in sites if n not in corrections]
+        sites = {
+            name_of(u.node.outputs[0]): placement.channels(u.node) for u in plan.units if u.bias
+        }
+        known = {name: shift.size for name, shift in corrections.items()}
+        missing += [name for name, size in sites.items() if known.get(name) != size]
     elif corrections:
         raise PassError("the lock holds bias corrections, but bias_correction is off: rebuild it")
     if missing:
@@ -171,146 +168,23 @@ def _histogram(values: Array, name: str, number: int) -> Histogram:
         ) from error
 
 
-def _emit(
-    model: ir.Model,
-    plan: Placement,
-    spans: Mapping[str, Range],
-    int8: Int8,
-    corrections: Mapping[str, Array],
-) -> None:
-    """Write the quantization into the model.
+def _unfused(model: ir.Model, plan: Placement, weights: Mapping[ir.Node, str]) -> tuple[str, ...]:
+    """One sentence for each quantized node that ONNX Runtime does not run in integers.
 
-    corrections: what is added to the biases, by name of the layer's output.
+    weights: name of each computing node's dequantized weight; an integer kernel reads the
+    integers behind it.
     """
-    writer = qdq.Writer(model)
-    parameters = _parameters(plan, spans, int8)
-    written: dict[tuple[ir.Value, bytes], ir.Value] = {}
-    # before the pairs go in: afterwards a layer's input is a dequantized value
-    for unit in plan.units:
-        if unit.computing:
-            scale = parameters[unit.data[0][1]].scale
-            shift = corrections.get(_name(unit.node.outputs[0]))
-            _emit_weight(writer, unit, int8, scale, shift, written)
-    for value, uses in plan.inputs.items():
-        writer.quantize_inputs(value, uses, parameters[value])
-    for value in plan.outputs:
-        writer.quantize_output(value, parameters[value])
-
-
-def _with_twins(
-    model: ir.Model, spans: Mapping[str, Range], int8: Int8, skip: tuple[str, ...]
-) -> tuple[ir.Model, list[bias_correction.Twins]]:
-    """A copy of the float model where every layer with a bias has a quantized twin."""
-    copy = model.clone()
-    plan = placement.place(copy.graph, int8, skip)
-    writer = qdq.Writer(copy)
-    parameters = _parameters(plan, spans, int8)
-    twins: list[bias_correction.Twins] = []
-    uses: dict[ir.Value, list[tuple[ir.Node, int]]] = {}
-    for unit in [u for u in plan.units if u.bias]:
-        node, (_, source) = unit.node, unit.data[0]
-        attributes = list(node.attributes.values())
-        twin = ir.Node(node.domain, node.op_type, node.inputs, attributes)
-        twin.outputs[0].name = writer.name(f"{_name(node.outputs[0])}_twin")
-        copy.graph.insert_after(node, [twin])
-        quantized = Unit(twin, twin.outputs[0], computing=True)
-        _emit_weight(writer, quantized, int8, parameters[source].scale, None, {})
-        uses.setdefault(source, []).append((twin, 0))
-        axis = 1 if node.op_type == "Conv" else -1
-        twins.append(bias_correction.Twins(_name(node.outputs[0]), _name(twin.outputs[0]), axis))
-    for value, places in uses.items():
-        writer.quantize_inputs(value, places, parameters[value])
-    return copy, twins
-
-
-def _parameters(
-    plan: Placement, spans: Mapping[str, Range], int8: Int8
-) -> dict[ir.Value, qdq.Parameters]:
-    bounds = {unit.output: unit.bounds for unit in plan.units}
-    parameters = {
-        value: qdq.activation_parameters(
-            spans[_name(value)], int8.activation, inside=bounds.get(value)
-        )
-        for value in plan.calibrated
-    }
-    for value, source in plan.scale_of.items():
-        parameters[value] = parameters[source]
-    return parameters
-
-
-def _emit_weight(
-    writer: qdq.Writer,
-    unit: Unit,
-    int8: Int8,
-    input_scale: float,
-    shift: Array | None,
-    written: dict[tuple[ir.Value, bytes], ir.Value],
-) -> None:
-    """Put a layer's weight and bias behind DequantizeLinear.
-
-    shift: added to the bias, which is created if there is none. written: dequantized
-    weights by source and scale, so that a shared weight stays shared.
-    """
-    node, place, weight_value = unit.node, unit.bias, node_input(unit.node, 1)
-    bias_value = None if place is None else node_input(*place)
-    bias = None if bias_value is None else _array(bias_value)
-    if bias is None and place is not None and shift is not None:
-        bias = np.zeros(placement.channels(node), np.float32)
-    inside = place is not None and place[0] is node  # the kernel itself adds an int32 bias
-    corrected = bias if bias is None or shift is None else bias + shift.reshape(bias.shape)
-
-    least = None
-    if bias is not None and inside:
-        least = qdq.least_weight_scale(bias.reshape(-1), input_scale)
-    weight = qdq.quantize_weight(
-        _array(weight_value),
-        int8.weight,
-        axis=placement.channel_axis(node),
-        per_channel=int8.per_channel,
-        reduce_range=int8.reduce_range,
-        least_scale=least,
-    )
-    shared = (weight_value, weight.scale.tobytes())
-    if shared not in written:
-        written[shared] = writer.dequantized_weight(_name(weight_value), weight, before=node)
-    node.replace_input_with(1, written[shared])
-    writer.drop(weight_value)
-    if place is None or corrected is None:
-        return
-    wish = f"{_name(weight_value)}_bias" if bias_value is None else _name(bias_value)
-    if inside:
-        scale = np.float32(input_scale) * weight.scale
-        writer.integer_bias(wish, place, corrected.reshape(-1), scale)
-    elif shift is not None:
-        place[0].replace_input_with(place[1], writer.initializer(f"{wish}_corrected", corrected))
-    if bias_value is not None:
-        writer.drop(bias_value)
-
-
-def _unfused(model: ir.Model, plan: Placement) -> tuple[str, ...]:
-    """One sentence for each quantized node that ONNX Runtime does not run in integers."""
-    producers = {
-        v.name: node.op_type for node in optimized_graph(model).graph for v in node.outputs
-    }
+    optimized = optimized_graph(model).graph
+    producers = {value.name: node for node in optimized for value in node.outputs}
+    read = {value.name for node in optimized for value in node.inputs if value is not None}
     findings = []
     for unit in plan.units:
         quantizers = [n for n, _ in unit.output.uses() if n.op_type == "QuantizeLinear"]
-        result = quantizers[0].outputs[0] if quantizers else unit.output
-        kernel = producers.get(result.name)
-        if kernel == "QuantizeLinear" or kernel in _FLOAT_KERNELS:
+        producer = producers.get(quantizers[0].outputs[0].name) if quantizers else None
+        apart = producer is not None and producer.op_type == "QuantizeLinear"
+        if apart or weights.get(unit.node) in read:
             findings.append(
-                f"node '{placement.label(unit.node)}' ({unit.node.op_type}) is quantized, but "
-                "ONNX Runtime runs it in float: add it to skip"
+                f"node '{label(unit.node)}' ({unit.node.op_type}) is quantized, but ONNX Runtime "
+                "runs it in float: name it in skip"
             )
     return tuple(findings)
-
-
-def _array(value: ir.Value) -> Array:
-    tensor = constant(value)
-    assert tensor is not None  # placement took constants only
-    return tensor.numpy()
-
-
-def _name(value: ir.Value | None) -> str:
-    assert value is not None and value.name is not None  # values of a graph have names
-    return value.name

@@ -67,7 +67,8 @@ class Histogram:
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError("NaN" if math.isnan(low) or math.isnan(high) else "an infinite value")
         signed = low < 0.0
-        reach = max(math.frexp(max(high, -low))[1], _LEAST_REACH)
+        top = max(high, -low)
+        reach = max(math.frexp(top)[1], _LEAST_REACH) if top else _LEAST_REACH
         scale = np.float32(2.0 ** (_bits(signed) - reach))
         indices = (values.astype(np.float32, copy=False).ravel() * scale).astype(np.intp)
         if signed:
@@ -81,7 +82,7 @@ class Histogram:
         return 2.0 ** (self.reach - _bits(self.signed))
 
     @property
-    def centers(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def centers(self) -> np.ndarray[Any, Any]:
         """Middle of each bin; of a signed histogram's bin of zero: zero."""
         if not self.signed:
             return (np.arange(BINS) + 0.5) * self.width

@@ -1,0 +1,451 @@
+"""Static int8: the arithmetic by hand, the kernels by ONNX Runtime, replays by bytes."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import graphs
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from edgec.passes import PassError, QuantizeStatic, Result
+from edgec.passes.execution import graph_bytes, open_session, optimized_graph, sqnr_db
+from edgec.passes.qdq import quantize_weight
+from edgec.targets import Target, load_target
+
+DEFAULT = QuantizeStatic()
+NEAREST = QuantizeStatic(ranges="minmax", bias_correction=False)
+
+
+def target(name: str = "x86-64", **int8: object) -> Target:
+    loaded = load_target(name)
+    return dataclasses.replace(loaded, int8=dataclasses.replace(loaded.int8, **int8))
+
+
+def samples(model: ir.Model, count: int = 8) -> list[dict[str, np.ndarray]]:
+    value = model.graph.inputs[0]
+    shape = [d if isinstance(d, int) else 5 for d in value.shape]
+    return [{value.name: graphs.feed(*shape, seed=100 + i)} for i in range(count)]
+
+
+def quantize(
+    model: ir.Model, chosen: QuantizeStatic = DEFAULT, on: Target | None = None, **rest
+) -> Result:
+    rest.setdefault("calibration", samples(model))
+    return chosen.run(model.clone(), graphs.context(model, on or target(), **rest))
+
+
+def array(model: ir.Model, name: str) -> np.ndarray:
+    return model.graph.initializers[name].const_value.numpy()
+
+
+def kernels(model: ir.Model) -> list[str]:
+    return [node.op_type for node in optimized_graph(model).graph]
+
+
+def sqnr(model: ir.Model, quantized: ir.Model) -> float:
+    feeds = samples(model, 20)[-6:]
+    both = [[open_session(m).run(None, f)[0].ravel() for f in feeds] for m in (model, quantized)]
+    return sqnr_db(np.concatenate(both[0]), np.concatenate(both[1]))
+
+
+def conv(nodes: str, *, shape: str = "1, 8, 10, 10", **weights: np.ndarray) -> ir.Model:
+    """A graph x -> y of the given nodes with weights k (8 to 8, 3x3) and b."""
+    text = f"conv (float[{shape}] x) => (float[n, c, h, w] y) {{ {nodes} }}"
+    given = {"k": graphs.weight(8, 8, 3, 3), "b": graphs.feed(8, seed=1)} | weights
+    used = {name: value for name, value in given.items() if f"{name}" in nodes.replace(",", " ")}
+    return graphs.graph(text, {k: np.asarray(v) for k, v in used.items()})
+
+
+# --- arithmetic -------------------------------------------------------------------------
+
+
+def test_scales_zero_points_and_integers_follow_the_textbook() -> None:
+    model = conv("[c] y = Conv <pads = [1, 1, 1, 1]> (x, k, b)")
+    calibration = samples(model)
+    result = quantize(model, NEAREST, calibration=calibration)
+    x = np.stack([f["x"] for f in calibration])
+    scale = np.float32((float(x.max()) - float(x.min())) / 255)
+    assert array(result.model, "x_scale") == scale
+    assert array(result.model, "x_zero_point") == np.rint(-float(x.min()) / float(scale))
+
+    weight = array(model, "k")
+    per_channel = np.abs(weight).max(axis=(1, 2, 3)) / np.float32(127)
+    np.testing.assert_array_equal(array(result.model, "k_scale"), per_channel)
+    integers = array(result.model, "k_quantized").astype(np.float32)
+    error = np.abs(integers * per_channel[:, None, None, None] - weight)
+    # rounding to keep sums may take the farther neighbour, never one beyond
+    assert (error < per_channel[:, None, None, None] * 1.0001).all()
+
+    bias = array(result.model, "b_quantized")
+    assert bias.dtype == np.int32
+    np.testing.assert_array_equal(bias, np.rint(array(model, "b") / (scale * per_channel)))
+
+
+def test_rounding_keeps_each_filters_sum_within_half_a_step() -> None:
+    weight = graphs.weight(64, 9, seed=3)
+    kept = quantize_weight(weight, "int8", axis=0)
+    nearest = quantize_weight(weight, "int8", axis=0, keep_sums=False)
+    exact = (weight / kept.scale[:, None]).sum(axis=1)
+    assert np.abs(kept.integers.sum(axis=1) - exact).max() <= 0.5 + 1e-3  # float32 sums
+    assert np.abs(nearest.integers.sum(axis=1) - exact).max() > 0.5
+    assert np.abs(kept.integers.astype(int) - nearest.integers).max() == 1
+
+
+def test_keeping_sums_helps_on_smooth_positive_inputs() -> None:
+    weight = graphs.weight(64, 9, seed=3)
+    rng = np.random.default_rng(4)
+    smooth = 1 + 0.1 * rng.standard_normal((500, 9))  # neighbouring pixels
+    db = []
+    for keep_sums in (True, False):
+        q = quantize_weight(weight, "int8", axis=0, keep_sums=keep_sums)
+        db.append(sqnr_db(smooth @ weight.T, smooth @ (q.integers * q.scale[:, None]).T))
+    assert db[0] > db[1] + 5
+
+
+def test_zero_channel_keeps_scale_one() -> None:
+    weight = graphs.weight(4, 9)
+    weight[2] = 0
+    q = quantize_weight(weight, "int8", axis=0)
+    assert q.scale[2] == 1.0
+    assert not q.integers[2].any()
+
+
+def test_seven_bit_weights_where_the_target_reduces_the_range() -> None:
+    model, _ = graphs.cnn()
+    result = quantize(model, NEAREST, target(reduce_range=True))
+    for name in ("k1_quantized", "k2_quantized", "w_quantized"):
+        assert np.abs(array(result.model, name).astype(int)).max() == 64
+
+
+def test_unsigned_weights_are_centred_on_128() -> None:
+    model, _ = graphs.cnn()
+    result = quantize(model, on=target(weight="uint8"))
+    assert (array(result.model, "k1_zero_point") == 128).all()
+    assert array(result.model, "k1_quantized").dtype == np.uint8
+    assert sqnr(model, result.model) > 25
+
+
+def test_signed_activations_still_fuse_their_activation_function() -> None:
+    model, _ = graphs.cnn()
+    result = quantize(model, on=target(activation="int8"))
+    assert not {"Relu", "Clip", "Conv"} & set(kernels(result.model))
+    assert sqnr(model, result.model) > 25
+
+
+def test_one_scale_per_weight_where_the_target_has_no_channels() -> None:
+    model, _ = graphs.cnn()
+    result = quantize(model, on=target(per_channel=False))
+    assert array(result.model, "k1_scale").shape == ()
+    assert not result.findings
+
+
+def test_bias_far_above_its_weights_fits_into_int32() -> None:
+    weights = graphs.weight(8, 8, 3, 3)
+    weights[1] *= 1e-12
+    bias = np.full(8, 50.0, np.float32)
+    model = conv("[c] y = Conv (x, k, b)", k=weights, b=bias)
+    result = quantize(model)
+    y = graphs.run(result.model, x=samples(model)[0]["x"])[0]
+    np.testing.assert_allclose(y[0, 1], 50.0, atol=0.5)  # half a step of the output
+
+
+# --- placement --------------------------------------------------------------------------
+
+
+def test_a_small_cnn_runs_in_integers_from_end_to_end() -> None:
+    model, _ = graphs.cnn()
+    result = quantize(model)
+    assert result.findings == ()
+    assert sorted(set(kernels(result.model)) - {"Reshape", "Flatten"}) == [
+        "QGemm",
+        "QLinearConv",
+        "QLinearGlobalAveragePool",
+        "QuantizeLinear",
+    ]
+    assert result.changed == 5  # two Conv, pool, Flatten, Gemm
+    assert result.touched == ("r1", "r2", "p", "f", "y")
+    assert sqnr(model, result.model) > 30
+
+
+def test_residual_add_stays_integer() -> None:
+    model = conv(
+        "[c1] a = Conv <pads = [1,1,1,1]> (x, k, b) [c2] c = Conv <pads = [1,1,1,1]> (a, k2, b)"
+        "[sum] s = Add (a, c) r = Relu (s) [c3] y = Conv (r, k3)",
+        k2=graphs.weight(8, 8, 3, 3, seed=5),
+        k3=graphs.weight(8, 8, 3, 3, seed=6),
+    )
+    result = quantize(model)
+    assert not result.findings
+    found = kernels(result.model)
+    assert found.count("QLinearConv") == 3
+    assert found.count("QLinearAdd") == 1
+    assert found.count("QuantizeLinear") == found.count("DequantizeLinear") == 1
+
+
+def test_max_pool_keeps_the_scale_of_its_input() -> None:
+    model = conv(
+        "[c1] a = Conv (x, k, b) [pool] p = MaxPool <kernel_shape = [2, 2]> (a)"
+        "[c2] y = Conv (p, k2)",
+        k2=graphs.weight(8, 8, 3, 3, seed=5),
+    )
+    result = quantize(model)
+    assert array(result.model, "p_scale") == array(result.model, "a_scale")
+    assert kernels(result.model).count("QuantizeLinear") == 1
+    assert "p" not in result.decisions["ranges"]
+
+
+def test_concat_of_quantized_values_stays_integer() -> None:
+    model = conv(
+        "[c1] a = Conv (x, k, b) [c2] c = Conv (x, k2, b) [cat] j = Concat <axis = 1> (a, c)"
+        "[c3] y = Conv (j, k3)",
+        k2=graphs.weight(8, 8, 3, 3, seed=5),
+        k3=graphs.weight(4, 16, 3, 3, seed=6),
+    )
+    result = quantize(model)
+    assert "QLinearConcat" in kernels(result.model)
+    assert not result.findings
+
+
+def test_float_islands_get_no_pairs_of_their_own() -> None:
+    model = conv(
+        "[c1] a = Conv (x, k, b) h = HardSwish (a) s = Sigmoid (h) m = Mul (h, s)"
+        "[c2] y = Conv (m, k2)",
+        k2=graphs.weight(8, 8, 3, 3, seed=5),
+    )
+    result = quantize(model)
+    quantized = [n.inputs[0].name for n in result.model.graph if n.op_type == "QuantizeLinear"]
+    assert quantized == ["x", "a", "m", "y_float"]
+    reasons = {skip.node: skip.reason for skip in result.skipped}
+    assert any(reason.startswith("HardSwish: not in static_ops") for reason in reasons.values())
+
+
+def test_an_op_whose_result_reaches_no_quantized_op_stays_float() -> None:
+    model = conv("[c1] a = Conv (x, k, b) [pool] y = GlobalAveragePool (a)")
+    result = quantize(model)
+    assert [(s.node, s.reason) for s in result.skipped] == [
+        ("pool", "its result reaches no quantized op")
+    ]
+
+
+def test_matmul_and_bias_become_an_integer_kernel_with_float_output() -> None:
+    model, _ = graphs.mlp()
+    result = quantize(model)
+    assert "MatMulIntegerToFloat" in kernels(result.model)
+    assert not {"Gemm", "MatMul"} & set(kernels(result.model))
+    assert not result.findings
+    assert sqnr(model, result.model) > 30
+
+
+def test_a_bias_on_the_left_of_the_add_is_subtracted_from_the_product() -> None:
+    text = "left (float[5, 96] x) => (float[5, 40] y) { m = MatMul (x, w) y = Add (b, m) }"
+    model = graphs.graph(text, {"w": graphs.weight(96, 40), "b": graphs.feed(40)})
+    assert sqnr(model, quantize(model).model) > 30
+
+
+def test_a_shared_weight_stays_shared() -> None:
+    text = """tied (float[5, 40] x) => (float[5, 40] y) {
+        a = MatMul (x, w) r = Relu (a) y = MatMul (r, w)
+    }"""
+    model = graphs.graph(text, {"w": graphs.weight(40, 40)})
+    result = quantize(model)
+    integers = [n for n in result.model.graph.initializers if "w_quantized" in n]
+    assert integers == ["w_quantized"]
+    assert not result.findings
+
+
+def test_scalar_affine_before_a_padded_conv_moves_into_the_quantization() -> None:
+    model = conv(
+        "[c1] a = Conv (x, k, b) h = HardSwish (a) m = Mul (factor, h) s = Add (m, offset)"
+        "[c2] y = Conv <pads = [1, 1, 1, 1]> (s, k2)",
+        k2=graphs.weight(8, 8, 3, 3, seed=5),
+        factor=np.float32(0.2),
+        offset=np.float32(-0.05),
+    )
+    result = quantize(model)
+    assert not {"Mul", "Add"} & {node.op_type for node in result.model.graph}
+    assert "factor" not in result.model.graph.initializers
+    assert sqnr(model, result.model) > 30
+
+
+def test_outputs_keep_their_names_and_shapes() -> None:
+    model = conv("[c1] y = Conv (x, k, b)")
+    result = quantize(model)
+    assert [v.name for v in result.model.graph.outputs] == ["y"]
+    assert str(result.model.graph.outputs[0].shape) == str(model.graph.outputs[0].shape)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "reason"),
+    [
+        ("[c] y = Conv (x, x)", "weight is not constant"),
+        ("[c] z = Conv (x, k) y = ConvTranspose (z, k)", "ConvTranspose: not in static_ops"),
+    ],
+)
+def test_each_node_left_alone_has_its_reason(nodes: str, reason: str) -> None:
+    model = conv(nodes)
+    assert any(s.reason.startswith(reason) for s in quantize(model).skipped)
+
+
+def test_a_weight_with_nan_is_left_alone() -> None:
+    weights = graphs.weight(8, 8, 3, 3)
+    weights[0, 0, 0, 0] = np.nan
+    result = quantize(conv("[c] y = Conv (x, k)", k=weights))
+    assert [(s.node, s.reason) for s in result.skipped] == [
+        ("c", "weight contains NaN or infinity")
+    ]
+    assert result.changed == 0
+
+
+def test_a_node_named_in_skip_stays_float() -> None:
+    model, _ = graphs.cnn()
+    result = quantize(model, QuantizeStatic(skip=("fc",)))
+    assert ("fc", "named in skip") in [(s.node, s.reason) for s in result.skipped]
+    assert "Gemm" in kernels(result.model)
+
+
+def test_a_pair_that_does_not_fuse_is_a_finding() -> None:
+    model = conv(
+        "[c1] a = Conv (x, k, b) [negative] g = Neg (a) [c2] y = Conv (g, k2)",
+        k2=graphs.weight(8, 8, 3, 3, seed=5),
+    )
+    chosen = target()
+    ops = (*chosen.int8.integer_ops, "Neg")
+    result = quantize(model, on=target(integer_ops=ops))
+    assert len(result.findings) == 1
+    assert "'negative' (Neg)" in result.findings[0]
+
+
+# --- calibration, locks, determinism ----------------------------------------------------
+
+
+def test_bias_correction_restores_channel_means() -> None:
+    weights = graphs.weight(16, 8, 1, 1, seed=7)
+    model = conv("[c] y = Conv (x, k, b)", k=weights, b=graphs.feed(16))
+    # rectified inputs have a mean, which the rounding errors of a filter multiply
+    data = [{"x": np.abs(graphs.feed(1, 8, 10, 10, seed=i))} for i in range(16)]
+    float_mean = np.mean([graphs.run(model, **f)[0] for f in data], axis=(0, 1, 3, 4))
+    shift = []
+    for corrected in (True, False):
+        chosen = QuantizeStatic(ranges="minmax", bias_correction=corrected)
+        result = quantize(model, chosen, calibration=data)
+        mean = np.mean([graphs.run(result.model, **f)[0] for f in data], axis=(0, 1, 3, 4))
+        shift.append(np.abs(mean - float_mean).mean())
+    assert shift[0] < 0.5 * shift[1]
+
+
+def test_decisions_replay_to_the_same_bytes_without_data() -> None:
+    model, _ = graphs.cnn()
+    first = quantize(model)
+    lock = json.loads(json.dumps(dict(first.decisions)))
+    again = quantize(model, lock=lock, calibration=None)
+    assert graph_bytes(again.model) == graph_bytes(first.model)
+    assert json.loads(json.dumps(dict(again.decisions))) == lock
+
+
+def test_a_lock_of_another_model_is_refused() -> None:
+    model, _ = graphs.cnn()
+    other, _ = graphs.mlp()
+    with pytest.raises(PassError, match="another model or target"):
+        quantize(model, lock=quantize(other).decisions)
+
+
+def test_a_lock_with_corrections_is_refused_without_bias_correction() -> None:
+    model, _ = graphs.cnn()
+    with pytest.raises(PassError, match="bias_correction is off"):
+        quantize(model, NEAREST, lock=quantize(model).decisions)
+
+
+def test_same_bytes_under_any_hash_seed() -> None:
+    script = (
+        "import graphs, hashlib, test_quantize_static as t;"
+        "from edgec.passes.execution import graph_bytes;"
+        "print(hashlib.sha256(graph_bytes(t.quantize(graphs.cnn()[0]).model)).hexdigest())"
+    )
+    folder = os.path.dirname(__file__)
+    path = os.pathsep.join([folder, os.path.dirname(folder)])
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(digests) == 1
+
+
+def test_a_second_run_changes_nothing() -> None:
+    model, _ = graphs.cnn()
+    once = quantize(model)
+    before = graph_bytes(once.model)
+    twice = quantize(once.model)
+    assert twice.changed == 0
+    assert graph_bytes(twice.model) == before
+
+
+def test_weights_that_clones_share_are_not_written_to() -> None:
+    model, _ = graphs.cnn()
+    before = graph_bytes(model)
+    quantize(model)
+    assert graph_bytes(model) == before
+
+
+def test_without_calibration_data_the_error_says_what_to_do() -> None:
+    model, _ = graphs.cnn()
+    with pytest.raises(PassError, match="needs calibration data.*quantize-dynamic"):
+        quantize(model, calibration=None)
+
+
+def test_nan_in_a_sample_is_named_with_its_tensor() -> None:
+    model, _ = graphs.cnn()
+    data = samples(model)
+    data[3]["x"][0, 0, 0, 0] = np.nan
+    with pytest.raises(PassError, match="sample 3: value 'x' holds NaN"):
+        quantize(model, calibration=data)
+
+
+def test_all_zero_calibration_gives_a_model_that_runs() -> None:
+    model, _ = graphs.cnn()
+    data = [{"x": np.zeros((1, 4, 12, 12), np.float32)}]
+    result = quantize(model, calibration=data)
+    assert array(result.model, "x_scale") == 1.0
+    assert np.isfinite(graphs.run(result.model, x=graphs.feed(1, 4, 12, 12))[0]).all()
+
+
+def test_progress_is_reported_for_both_runs() -> None:
+    model, _ = graphs.cnn()
+    seen: list[tuple[str, int, int]] = []
+    quantize(model, progress=lambda *step: seen.append(step))
+    assert seen[0] == ("calibrate", 1, 8)
+    assert seen[-1] == ("correct biases", 8, 8)
+
+
+def test_an_old_opset_is_refused() -> None:
+    text = "old (float[1, 8] x) => (float[1, 8] y) { y = Relu (x) }"
+    model = graphs.graph(text, {}, opset=12)
+    with pytest.raises(PassError, match="opset 12"):
+        quantize(model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"ranges": "minmx"}, "did you mean 'minmax'"),
+        ({"percentile": 40.0}, "above 50"),
+    ],
+)
+def test_wrong_parameters_are_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(PassError, match=message):
+        QuantizeStatic(**arguments)
+
+
+def test_an_unknown_name_in_skip_is_refused_with_a_suggestion() -> None:
+    model, _ = graphs.cnn()
+    with pytest.raises(PassError, match="did you mean 'conv1'"):
+        quantize(model, QuantizeStatic(skip=("conv",)))
