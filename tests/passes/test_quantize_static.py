@@ -421,9 +421,34 @@ def test_all_zero_calibration_gives_a_model_that_runs() -> None:
 def test_progress_is_reported_for_both_runs() -> None:
     model, _ = graphs.cnn()
     seen: list[tuple[str, int, int]] = []
-    quantize(model, progress=lambda *step: seen.append(step))
+    quantize(model, QuantizeStatic(ranges="mse"), progress=lambda *step: seen.append(step))
     assert seen[0] == ("calibrate", 1, 8)
-    assert seen[-1] == ("correct biases", 8, 8)
+    assert seen[-1] == ("correct biases (mse)", 8, 8)
+
+
+def test_auto_takes_the_ranges_with_the_least_noise_on_held_out_samples() -> None:
+    model, _ = graphs.cnn()
+    held_out = samples(model, 30)[8:]
+    methods = ("percentile", "mse", "minmax")
+    # one wild sample: ranges that take it in whole cost resolution everywhere else
+    data = samples(model)
+    data[0]["x"][0, 0, 0, 0] = 300.0
+
+    def noise(ranges: str) -> tuple[float, bytes]:
+        chosen = QuantizeStatic(ranges=ranges)
+        result = quantize(model, chosen, calibration=data, validation=held_out)
+        outputs = [
+            np.concatenate([graphs.run(m, **feeds)[0].ravel() for feeds in held_out])
+            for m in (model, result.model)
+        ]
+        return round(sqnr_db(*outputs), 1), graph_bytes(result.model)
+
+    by_method = {method: noise(method) for method in methods}
+    best_db = max(db for db, _ in by_method.values())
+    assert len({db for db, _ in by_method.values()}) > 1
+    auto_db, auto_bytes = noise("auto")
+    assert auto_db == best_db
+    assert auto_bytes in {data for db, data in by_method.values() if db == best_db}
 
 
 def test_an_old_opset_is_refused() -> None:
