@@ -25,7 +25,8 @@ import onnx_ir.passes.common as common
 from edgec.passes.cleanup_opset import raise_opset
 from edgec.passes.cleanup_shapes import refresh_shapes
 from edgec.passes.contract import Context, PassError, Result, Skip, Stage
-from edgec.passes.matching import bypass_identities, constant, is_op
+from edgec.passes.matching import bypass_identities, is_op
+from edgec.passes.weights import constant
 
 _MAX_ROUNDS = 10
 _MAX_FOLD_INPUT = 1 << 24  # elements; larger constants are not computed with

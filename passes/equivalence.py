@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from edgec.passes.contract import Context, Feeds, PassError
 from edgec.passes.execution import open_session
-from edgec.passes.matching import Array
+from edgec.passes.weights import Array
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -1,9 +1,9 @@
 """Fuses chains of standard operators into fewer standard operators, losing nothing.
 
-The rules stand in ``fuse_conv``, ``fuse_activation``, ``fuse_norm`` and ``fuse_layout``;
-here they are swept over all graphs until none applies. Rewrites that are pure bookkeeping
-(double transposes and reshapes, casts to the same type, x * 1, Min/Max to Clip) come from
-onnxscript's rules. MatMul + Add stays: ONNX Runtime fuses it itself.
+The rules stand in ``fuse_conv``, ``fuse_clip``, ``fuse_activation``, ``fuse_norm`` and
+``fuse_layout``; here they are swept over all graphs until none applies. Rewrites that are pure
+bookkeeping (double transposes and reshapes, casts to the same type) come from onnxscript's
+rules. MatMul + Add stays: ONNX Runtime fuses it itself.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import onnx_ir.passes.common as common
 
 from edgec.passes.contract import Context, Result, Skip, Stage
 from edgec.passes.fuse_activation import fuse_gelu, fuse_hard_swish
+from edgec.passes.fuse_clip import fuse_clip
 from edgec.passes.fuse_conv import fold_affine, fold_pad
 from edgec.passes.fuse_layout import fix_reshape, fuse_flat_softmax, fuse_global_pool
 from edgec.passes.fuse_norm import fuse_layer_norm
@@ -24,6 +25,7 @@ from edgec.passes.matching import Rule, bypass_identities
 _RULES: tuple[Rule, ...] = (
     fold_affine,
     fold_pad,
+    fuse_clip,
     fuse_layer_norm,
     fuse_gelu,
     fuse_hard_swish,
@@ -88,14 +90,6 @@ def _bookkeeping(model: ir.Model) -> int:
                 rules.transpose_transpose_rule,
                 rules.reshape_reshape_rule,
                 rules.unsqueeze_unsqueeze_rule,
-                rules.successive_relu_rule,
-                rules.successive_clip_rule,
-                rules.successive_clip_relu_rule,
-                rules.successive_relu_clip_rule,
-                rules.min_min_rule,
-                rules.max_max_rule,
-                rules.min_max_rule,
-                rules.max_min_rule,
             ]
         ).apply_to_model(model)
     )

@@ -22,14 +22,16 @@ from edgec.passes.contract import Skip
 from edgec.passes.matching import (
     insert,
     is_close,
+    is_double,
     is_op,
     other_input,
     producer,
+    same_rank,
     scalar,
     sole_user,
     take_over,
-    where,
 )
+from edgec.passes.weights import label
 
 
 def fuse_gelu(node: ir.Node, opset: int) -> bool | Skip | None:
@@ -50,7 +52,7 @@ def fuse_gelu(node: ir.Node, opset: int) -> bool | Skip | None:
 
 def fuse_hard_swish(node: ir.Node, opset: int) -> bool | Skip | None:
     """Clip(x + 3, 0, 6) / 6, and times x, -> HardSigmoid, HardSwish."""
-    if opset < 14:
+    if opset < 14 or is_double(node):
         return None
     if is_op(node, "HardSigmoid"):
         alpha = node.attributes.get_float("alpha", 0.2)
@@ -73,7 +75,7 @@ def fuse_hard_swish(node: ir.Node, opset: int) -> bool | Skip | None:
     if swish is not None:
         return swish
     last = _product_end(node.outputs[0], None, 1 / 6)
-    if not isinstance(last, ir.Value):
+    if not isinstance(last, ir.Value) or not same_rank(last, x):
         return None
     return _emit(last, x, "HardSigmoid", {"alpha": 1 / 6, "beta": 0.5})
 
@@ -84,8 +86,10 @@ def _replace_product(
     """inner(x) * x * factor -> op_type(x)."""
     end = _product_end(inner.outputs[0], x, factor)
     if isinstance(end, str):
-        return Skip(where(inner), end)
-    return None if end is None else _emit(end, x, op_type, attributes)
+        return Skip(label(inner), end)
+    if end is None or not same_rank(end, x):
+        return None
+    return _emit(end, x, op_type, attributes)
 
 
 def _emit(end: ir.Value, x: ir.Value, op_type: str, attributes: dict[str, object]) -> bool:

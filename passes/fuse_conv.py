@@ -18,17 +18,15 @@ import onnx_ir as ir
 
 from edgec.passes.contract import Skip
 from edgec.passes.matching import (
-    Array,
     add_initializer,
-    constant,
     is_op,
     producer,
     remove_unused,
     shared_reason,
     take_over,
-    where,
     with_new_numbers,
 )
+from edgec.passes.weights import Array, constant, label
 
 _LINEAR = ("Conv", "ConvTranspose", "Gemm")
 
@@ -50,29 +48,31 @@ def fold_affine(node: ir.Node, opset: int) -> bool | Skip | None:
     linear = producer(affine.data, *_LINEAR)
     if linear is None:
         return None
+    if linear.graph is not node.graph:
+        return Skip(label(node), f"'{label(linear)}' is computed outside of this branch")
     weight = constant(linear.inputs[1])
     bias_value = linear.inputs[2] if len(linear.inputs) > 2 else None
     bias = constant(bias_value)
     if weight is None or (bias_value is not None and bias is None):
-        return Skip(where(node), f"weight or bias of '{where(linear)}' is computed, not constant")
+        return Skip(label(node), f"weight or bias of '{label(linear)}' is computed, not constant")
     if weight.dtype not in (np.float16, np.float32, np.float64):
-        return Skip(where(node), f"weight of '{where(linear)}' is {weight.dtype}, not float")
+        return Skip(label(node), f"weight of '{label(linear)}' is {weight.dtype}, not float")
     channels = _output_channels(linear, weight)
     scale = _per_channel(affine.scale, weight.ndim, channels)
     shift = _per_channel(affine.shift, weight.ndim, channels)
     if scale is None or shift is None:
         return None  # a constant that varies along another axis
     if reason := shared_reason(affine.data):
-        return Skip(where(node), reason)
+        return Skip(label(node), reason)
     beta = linear.attributes.get_float("beta", 1.0)
     old_bias = _gemm_bias(bias, channels) if bias is not None else np.zeros(channels)
     if old_bias is None or beta == 0.0:
-        return Skip(where(node), f"bias of '{where(linear)}' is not one number per channel")
+        return Skip(label(node), f"bias of '{label(linear)}' is not one number per channel")
     with np.errstate(over="ignore"):  # an overflow is refused below
         new_weight = _scaled(linear, weight, scale)
         new_bias = (scale * old_bias + shift / beta).astype(weight.dtype)
     if not (np.isfinite(new_weight).all() and np.isfinite(new_bias).all()):
-        return Skip(where(node), f"folding overflows the weights of '{where(linear)}'")
+        return Skip(label(node), f"folding overflows the weights of '{label(linear)}'")
     _write(linear, new_weight, new_bias)
     take_over(node.outputs[0], linear.outputs[0])
     return True
@@ -87,14 +87,17 @@ def fold_pad(node: ir.Node, opset: int) -> bool | Skip | None:
         return None
     pads = _spatial_pads(pad)
     if isinstance(pads, str):
-        return Skip(where(pad), pads)
+        return Skip(label(pad), pads)
     own = list(node.attributes.get_ints("pads", [0] * len(pads)))
     if node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-        return Skip(where(pad), f"'{where(node)}' computes its own padding (auto_pad)")
+        return Skip(label(pad), f"'{label(node)}' computes its own padding (auto_pad)")
     if node.op_type == "AveragePool":
         counted = node.attributes.get_int("count_include_pad", 0) == 1
         if node.attributes.get_int("ceil_mode", 0) or (any(own) and not counted):
-            return Skip(where(pad), f"'{where(node)}' leaves its own padding out of the mean")
+            return Skip(label(pad), f"'{label(node)}' leaves its own padding out of the mean")
+        kernel = node.attributes.get_ints("kernel_shape", [])
+        if any(p + o >= k for p, o, k in zip(pads, own, [*kernel, *kernel], strict=True)):
+            return Skip(label(pad), f"'{label(node)}' takes less padding than its window is wide")
         node.attributes.add(ir.AttrInt64("count_include_pad", 1))
     node.attributes.pop("auto_pad", None)
     node.attributes.add(ir.AttrInt64s("pads", [a + b for a, b in zip(own, pads, strict=True)]))

@@ -17,7 +17,6 @@ import onnx_ir as ir
 from edgec.passes.contract import Skip
 from edgec.passes.matching import (
     add_initializer,
-    constant,
     insert,
     is_op,
     producer,
@@ -26,8 +25,8 @@ from edgec.passes.matching import (
     remove_unused,
     sole_user,
     take_over,
-    where,
 )
+from edgec.passes.weights import constant, label
 
 
 def fuse_global_pool(node: ir.Node, opset: int) -> bool | Skip | None:
@@ -41,7 +40,9 @@ def fuse_global_pool(node: ir.Node, opset: int) -> bool | Skip | None:
     if axes is None or data is None:
         return None
     if dimensions is None:
-        return Skip(where(node), f"the rank of '{data.name}' is not known")
+        return Skip(label(node), f"the rank of '{data.name}' is not known")
+    if data.dtype not in (None, ir.DataType.FLOAT, ir.DataType.FLOAT16):
+        return Skip(label(node), f"ONNX Runtime has no GlobalAveragePool of {data.dtype}")
     if dimensions < 4 or sorted(axis % dimensions for axis in axes) != list(range(2, dimensions)):
         return None
     old = node.outputs[0]
@@ -70,6 +71,8 @@ def fuse_flat_softmax(node: ir.Node, opset: int) -> bool | Skip | None:
     dimensions = rank(data)
     reshape = sole_user(node.outputs[0])
     if flatten is None or data is None or dimensions is None or reshape is None:
+        return None
+    if dimensions < 2:  # a vector becomes a column, of which every row is 1
         return None
     if flatten.attributes.get_int("axis", 1) % dimensions != dimensions - 1:
         return None
@@ -100,7 +103,7 @@ def fix_reshape(node: ir.Node, opset: int) -> bool | Skip | None:
         else:
             shape.append(-1)
     if shape.count(-1) > 1:
-        return Skip(where(node), "its shape has more than one dimension that is not known")
+        return Skip(label(node), "its shape has more than one dimension that is not known")
     assert isinstance(node.graph, ir.Graph)
     value = add_initializer(node.graph, f"{result.name}_shape", np.array(shape, np.int64))
     computed = node.inputs[1]

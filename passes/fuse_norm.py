@@ -12,13 +12,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
 from edgec.passes.contract import Skip
 from edgec.passes.matching import (
     add_initializer,
-    constant,
     insert,
     is_close,
     is_op,
@@ -26,19 +24,21 @@ from edgec.passes.matching import (
     producer,
     rank,
     reduction_axes,
+    same_rank,
     scalar,
     shared_reason,
     sole_user,
     take_over,
-    where,
 )
+from edgec.passes.weights import constant, label
 
 
 @dataclass(frozen=True)
 class Normalization:
     """x divided by the root of its mean square, times gamma.
 
-    data: what is normalised. end: the value after the product with gamma.
+    data: what is normalised. gamma: a constant [n] or [1, ..., n], see ``as_vector``.
+    end: the value after the product with gamma.
     """
 
     data: ir.Value
@@ -57,15 +57,16 @@ def fuse_layer_norm(node: ir.Node, opset: int) -> bool | Skip | None:
     x = _centred(match.data)
     if x is None:
         return None
-    end, inputs = match.end, [x, match.gamma]
+    end, inputs = match.end, [match.gamma]
     add = sole_user(end)
     if add is not None and is_op(add, "Add"):
-        beta = _vector(other_input(add, end), match.gamma)
-        if beta is not None:
+        beta = other_input(add, end)
+        if beta is not None and _is_vector(beta, match.gamma) and same_rank(add.outputs[0], end):
             end, inputs = add.outputs[0], [*inputs, beta]
     anchor = end.producer()
     assert anchor is not None
-    new = insert(anchor, "LayerNormalization", [*inputs], axis=-1, epsilon=match.epsilon)
+    vectors = [as_vector(value) for value in inputs]
+    new = insert(anchor, "LayerNormalization", [x, *vectors], axis=-1, epsilon=match.epsilon)
     take_over(end, new.outputs[0])
     return True
 
@@ -88,14 +89,23 @@ def match_rms(node: ir.Node) -> Normalization | Skip | None:
     if quotient is None:
         return None
     if quotient.is_graph_output():
-        return Skip(where(node), shared_reason(quotient) or "")
+        return Skip(label(node), shared_reason(quotient) or "")
     product = sole_user(quotient)
     if product is None or not is_op(product, "Mul"):
         return None
-    gamma = _vector(other_input(product, quotient), None)
-    if gamma is None:
+    gamma = other_input(product, quotient)
+    if gamma is None or not _is_vector(gamma, None) or not same_rank(product.outputs[0], data):
         return None
     return Normalization(data, gamma, epsilon, product.outputs[0])
+
+
+def as_vector(value: ir.Value) -> ir.Value:
+    """A constant [1, ..., n] as [n]; the value itself if it is one."""
+    array = constant(value)
+    assert array is not None and isinstance(value.graph, ir.Graph)  # matched before
+    if array.ndim == 1:
+        return value
+    return add_initializer(value.graph, f"{value.name}_vector", array.reshape(-1))
 
 
 def _over_last_axis(mean: ir.Node) -> bool:
@@ -153,19 +163,11 @@ def _same(value: ir.Value, data: ir.Value) -> bool:
     return x is not None and x is _centred(data)
 
 
-def _vector(value: ir.Value | None, like: ir.Value | None) -> ir.Value | None:
-    """The value as a constant vector (of the size of ``like``); reshaped if it is [1, 1, n]."""
-    array = constant(value)
-    if array is None or value is None or array.ndim == 0 or array.size != array.shape[-1]:
-        return None
-    expected = constant(like)
-    if array.dtype.kind != "f" or (expected is not None and expected.size != array.size):
-        return None
-    if array.size == 1 and expected is None:
-        return None  # a scalar factor: the length of the last axis is not known from it
-    if array.ndim == 1:
-        return value
-    graph = value.graph
-    if not isinstance(graph, ir.Graph):
-        return None
-    return add_initializer(graph, f"{value.name}_vector", np.asarray(array.reshape(-1)))
+def _is_vector(value: ir.Value, like: ir.Value | None) -> bool:
+    """True for a constant [n] or [1, ..., n], n being the size of ``like``."""
+    array, expected = constant(value), constant(like)
+    if array is None or array.ndim == 0 or array.size != array.shape[-1] or array.dtype.kind != "f":
+        return False
+    if expected is None:
+        return array.size > 1  # the length of the last axis is not known from a scalar
+    return expected.size == array.size

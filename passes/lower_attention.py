@@ -32,8 +32,8 @@ from edgec.passes.matching import (
     scalar,
     sole_user,
     take_over,
-    where,
 )
+from edgec.passes.weights import label
 
 KERNEL = "MultiHeadAttention"
 TOLERANCE = 1e-4  # of the output's largest number: float noise of another summation order
@@ -175,7 +175,7 @@ def _find(model: ir.Model) -> tuple[list[_Attention], list[Skip]]:
             continue
         match = _match(node)
         if isinstance(match, str):
-            skipped.append(Skip(where(node), match))
+            skipped.append(Skip(label(node), match))
         elif match is not None:
             found.append(match)
     return found, skipped

@@ -12,8 +12,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from edgec.passes.contract import Context, Result, Skip
-from edgec.passes.fuse_norm import match_rms
-from edgec.passes.matching import constant, insert, take_over
+from edgec.passes.fuse_norm import as_vector, match_rms
+from edgec.passes.matching import insert, take_over
 
 KERNEL = "SimplifiedLayerNormalization"
 
@@ -34,13 +34,13 @@ def lower_norm(model: ir.Model, context: Context) -> Result:
             match = match_rms(node)
             if isinstance(match, Skip):
                 skipped.append(match)
-            elif match is not None and constant(match.gamma) is not None:
+            elif match is not None:
                 anchor = match.end.producer()
                 assert anchor is not None
                 new = insert(
                     anchor,
                     KERNEL,
-                    [match.data, match.gamma],
+                    [match.data, as_vector(match.gamma)],
                     axis=-1,
                     epsilon=match.epsilon,
                     stash_type=1,

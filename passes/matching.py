@@ -16,21 +16,10 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.passes.contract import Skip
+from edgec.passes.weights import Array, constant
 
-Array = np.ndarray[Any, Any]
 # node, opset -> True: rewritten, Skip: looked at and left alone, None: not the pattern
 Rule = Callable[[ir.Node, int], bool | Skip | None]
-
-
-def constant(value: ir.Value | None) -> Array | None:
-    """The array of an initializer or of a Constant node; None for anything else.
-
-    An initializer that is also a graph input can be overridden by the caller: no constant.
-    """
-    if value is None or value.is_graph_input():
-        return None
-    tensor = ir.convenience.get_const_tensor(value)
-    return None if tensor is None else tensor.numpy()
 
 
 def scalar(value: ir.Value | None) -> float | None:
@@ -73,6 +62,11 @@ def shared_reason(value: ir.Value) -> str | None:
     return None
 
 
+def is_double(node: ir.Node) -> bool:
+    """True for a node on float64; few of ONNX Runtime's activations have a kernel for it."""
+    return any(v is not None and v.dtype == ir.DataType.DOUBLE for v in node.inputs)
+
+
 def other_input(node: ir.Node, value: ir.Value) -> ir.Value | None:
     """The other operand of a node with two inputs."""
     return node.inputs[1] if node.inputs[0] is value else node.inputs[0]
@@ -81,6 +75,12 @@ def other_input(node: ir.Node, value: ir.Value) -> ir.Value | None:
 def rank(value: ir.Value | None) -> int | None:
     """Number of dimensions, or None where it is not known."""
     return None if value is None or value.shape is None else len(value.shape)
+
+
+def same_rank(first: ir.Value, second: ir.Value) -> bool:
+    """False if the two are known to differ in rank: a constant of more dimensions adds some."""
+    ranks = rank(first), rank(second)
+    return None in ranks or ranks[0] == ranks[1]
 
 
 def reduction_axes(node: ir.Node) -> list[int] | None:
@@ -150,7 +150,7 @@ def add_initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
         unique = f"{name}_{count}"
     value = ir.Value(
         name=unique,
-        const_value=ir.tensor(np.ascontiguousarray(array), name=unique),
+        const_value=ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=unique),
         shape=ir.Shape(array.shape),
         type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
     )
@@ -161,7 +161,8 @@ def add_initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
 def with_new_numbers(value: ir.Value, array: Array) -> ir.Value:
     """An initializer holding ``array``: the same one if nothing else reads it, else a copy."""
     graph = value.graph
-    if len(value.uses()) != 1 or not isinstance(graph, ir.Graph) or not value.is_initializer():
+    shared = len(value.uses()) != 1 or value.is_graph_output()
+    if shared or not isinstance(graph, ir.Graph) or not value.is_initializer():
         node = tuple(value.uses())[0].node
         owner = graph if isinstance(graph, ir.Graph) else node.graph
         assert isinstance(owner, ir.Graph)
@@ -180,8 +181,3 @@ def insert(
     assert anchor.graph is not None
     anchor.graph.insert_before(anchor, node)
     return node
-
-
-def where(node: ir.Node) -> str:
-    """How reports call the node: its name, or the value that it computes."""
-    return node.name or (node.outputs[0].name if node.outputs else "") or node.op_type
