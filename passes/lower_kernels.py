@@ -17,6 +17,8 @@ from edgec.passes.weights import Array, Editor, Refused, constant, home, label, 
 from edgec.targets import Target
 
 _CONTRIB = "com.microsoft"
+_STORED = (ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT8, ir.DataType.UINT8)
+_BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,10 @@ class Kernels:
             raise Refused("its first operand is transposed (transA)")
         if weight.axis != (1 if transposed else 0) or weight.values.ndim != 2:
             raise Refused("its blocks do not run along the input dimension")
+        if weight.value.dtype not in _STORED or weight.block_size not in _BLOCK_SIZES:
+            raise Refused(
+                f"MatMulNBits has no {weight.value.dtype} in blocks of {weight.block_size}"
+            )
         if weight.scale.dtype != np.float32:
             raise Refused(f"its scales are {weight.scale.dtype}, not float32")
         alpha = node.attributes.get_float("alpha", 1.0) if gemm else 1.0
@@ -141,7 +147,7 @@ class Kernels:
         if array.ndim == 1 and array.size == _columns(node) and beta == 1.0:
             return value, None
         bias = (array * np.float32(beta)).astype(np.float32)
-        if array.size == _columns(node) and (array.ndim == 1 or array.shape[0] == 1):
+        if array.size == _columns(node) and array.shape[-1:] in ((), (array.size,)):
             return self.editor.constant(home(value), f"{value.name}_bias", bias.reshape(-1)), None
         return None, self.editor.constant(home(value), f"{value.name}_bias", bias)
 
@@ -191,6 +197,8 @@ class Kernels:
             raise Refused(f"int8 LSTM does not pay on {self.target.name}")
         if node.attributes.get_int("layout", 0) != 0:
             raise Refused("its layout is batch first, which the int8 kernel has not")
+        for weight in (w, r):
+            _check_gates(weight)
         packed = [self._gates(w), self._gates(r)]
         inputs: list[ir.Value | None] = list(node.inputs)
         inputs += [None] * (8 - len(inputs))
@@ -210,22 +218,26 @@ class Kernels:
 
     def _gates(self, weight: Integers) -> list[ir.Value]:
         """W or R as [directions, in, gates * hidden] int8, its scales and its zero points."""
-        directions, rows, ins = weight.values.shape
-        by_row = (weight.axis == 1 and directions == 1 and not weight.block_size) or (
-            weight.axis == 2 and weight.block_size == ins
-        )
-        if not by_row or not weight.is_symmetric() or weight.value.dtype != ir.DataType.INT8:
-            raise Refused("its weights are not symmetric int8 with one scale a row")
         key = (weight.value, "gates")
         if key not in self._packed:
             graph, name = home(weight.value), weight.value.name
-            shape = (directions, rows)
+            shape = weight.values.shape[:2]
             self._packed[key] = [
                 self.editor.constant(graph, f"{name}_gates", weight.values.transpose(0, 2, 1)),
                 self.editor.constant(graph, f"{name}_gate_scale", weight.scale.reshape(shape)),
                 self.editor.constant(graph, f"{name}_gate_zero", np.zeros(shape, np.int8)),
             ]
         return self._packed[key]
+
+
+def _check_gates(weight: Integers) -> None:
+    """Raises Refused if the int8 LSTM cannot take a W or R as it is quantized."""
+    directions, _, ins = weight.values.shape
+    by_row = (weight.axis == 1 and directions == 1 and not weight.block_size) or (
+        weight.axis == 2 and weight.block_size == ins
+    )
+    if not by_row or not weight.is_symmetric() or weight.value.dtype != ir.DataType.INT8:
+        raise Refused("its weights are not symmetric int8 with one scale a row")
 
 
 def _columns(node: ir.Node) -> int:

@@ -23,7 +23,7 @@ import onnx_ir as ir
 
 from edgec.passes.contract import Skip
 from edgec.passes.ranges import Range
-from edgec.passes.weights import constant, label
+from edgec.passes.weights import Array, constant, label
 from edgec.targets.schema import Int8
 
 # ops whose output has the scale of their input
@@ -72,7 +72,7 @@ class Unit:
             return None
         add, index = uses[0]
         bias = constant(add.inputs[1 - index])
-        if bias is None or bias.size != channels(self.node) or bias.shape[-1] != bias.size:
+        if bias is None or not _is_row(bias, channels(self.node)):
             return None
         return add, 1 - index
 
@@ -163,6 +163,8 @@ def _computing_refusal(node: ir.Node) -> str:
         return "weight is not constant"
     if weight.dtype != np.float32:
         return f"weight is {weight.dtype}, not float32"
+    if not weight.size:
+        return "weight is empty"
     if not np.isfinite(weight).all():
         return "weight contains NaN or infinity"
     if constant(node.inputs[0]) is not None:
@@ -178,8 +180,8 @@ def _computing_refusal(node: ir.Node) -> str:
         bias = constant(node.inputs[2])
         if bias is None:
             return "bias is not constant"
-        if bias.size != channels(node):
-            return f"bias has {bias.size} values for {channels(node)} channels"
+        if not _is_row(bias, channels(node)):
+            return f"bias has shape {list(bias.shape)} for {channels(node)} channels"
     return ""
 
 
@@ -203,6 +205,11 @@ def channels(node: ir.Node) -> int:
     weight = constant(node.inputs[1])
     assert weight is not None  # refused before
     return int(weight.shape[channel_axis(node)])
+
+
+def _is_row(bias: Array, count: int) -> bool:
+    """True for one number per channel along the last axis."""
+    return bias.size == count and bias.shape[-1:] in ((), (count,))
 
 
 def _unit(node: ir.Node, int8: Int8, skip: Sequence[str]) -> Unit:

@@ -109,6 +109,8 @@ class PruneMagnitude:
         weight = float_weight(value)
         if weight.size < self.min_weights:
             raise Refused(f"it has {weight.size} weights, fewer than min_weights")
+        if value is not None and value.is_graph_output():
+            raise Refused("its weight is an output of the model")
         for other, index in value.uses() if value is not None else ():
             if other.op_type not in _PRUNED_OPS or index != 1:
                 raise Refused(f"its weight is also used by '{label(other)}'")
@@ -131,14 +133,20 @@ class PruneMagnitude:
 
 
 def prune_unstructured(weight: Array, sparsity: float) -> Array:
-    """A copy of the weight whose floor(sparsity * size) smallest magnitudes are zero."""
+    """A copy of the weight whose floor(sparsity * size) smallest magnitudes are zero.
+
+    Among equals the last stay.
+    """
     count = int(sparsity * weight.size)
-    pruned = weight.copy()
-    if count:
-        # argpartition is deterministic, and zeros come first: a second run picks the same
-        smallest = np.argpartition(np.abs(weight), count - 1, axis=None)[:count]
-        pruned.reshape(-1)[smallest] = 0
-    return pruned
+    if not count:
+        return weight.copy()
+    magnitudes = np.abs(weight).reshape(-1)
+    # not argpartition: which of several equals it takes depends on the CPU's vector unit
+    limit = np.partition(magnitudes, count - 1)[count - 1]
+    cut = magnitudes < limit
+    equals = np.flatnonzero(magnitudes == limit)
+    cut[equals[: count - int(cut.sum())]] = True
+    return np.where(cut.reshape(weight.shape), np.float32(0), weight)
 
 
 def prune_groups(weight: Array, axis: int, *, kept: int, group: int) -> Array:

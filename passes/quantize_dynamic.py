@@ -160,9 +160,9 @@ class _Rewriter:
         return 7 if self.target.int8.reduce_range else 8
 
     def _product(self, node: ir.Node) -> None:
-        bias = self._bias(node)
         if node.attributes.get_int("transA", 0) != 0:
             raise Refused("its first operand is transposed (transA)")
+        bias = self._bias(node)
         shape = node.outputs[0].shape
         stem = label(node)
         x, x_scale, x_zero = self._input(node)
