@@ -6,18 +6,16 @@ any one by path, and refuses unknown keys.
 """
 
 from edgec.targets.loader import TargetError, load_target, target_names
-from edgec.targets.schema import Float16, Int4, Int8, Prune, Recipes, Session, Target, Verify
+from edgec.targets.schema import Float16, Int4, Int8, Recipes, Session, Target
 
 __all__ = [
     "Float16",
     "Int4",
     "Int8",
-    "Prune",
     "Recipes",
     "Session",
     "Target",
     "TargetError",
-    "Verify",
     "load_target",
     "target_names",
 ]

@@ -56,22 +56,6 @@ class Float16:
 
 
 @dataclass(frozen=True)
-class Prune:
-    """Structured pruning."""
-
-    channel_multiple: int = 8  # channels are kept in multiples of the vector width
-
-
-@dataclass(frozen=True)
-class Verify:
-    """How a bundle for this target can be run where it is built."""
-
-    # what runs a bundle for it on an ordinary Linux machine
-    method: Literal["native", "qemu", "node", "chromium", "none"] = "none"
-    profile: str = ""  # name of the device profile in targets/profiles
-
-
-@dataclass(frozen=True)
 class Recipes:
     """Default recipes: pass names, in order."""
 
@@ -96,9 +80,6 @@ class Target:
     recipe: Recipes
     kernels: tuple[str, ...] = ()  # com.microsoft operators that the runtime executes
     static_shapes: bool = False  # True where dynamic dimensions must be fixed
-    memory_mb: int = 0  # memory limit of the device in MB; 0: none stated
     session: Session = field(default_factory=Session)
     int4: Int4 = field(default_factory=Int4)
     float16: Float16 = field(default_factory=Float16)
-    prune: Prune = field(default_factory=Prune)
-    verify: Verify = field(default_factory=Verify)
