@@ -7,8 +7,8 @@ over), and the opset is raised to the target's. The work is done by onnx_ir's an
 onnxscript's passes, repeated until nothing changes; so a second run finds nothing to do.
 
 Left out: initializers of equal contents are merged only where no pass will ever give them
-different contents (integers, scalars, large weights): merging two zero biases would tie
-two layers together in training.
+different contents (integers but quantized ones, scalars, large weights): merging two zero
+biases would tie two layers together in training.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def _merge_equal_initializers(model: ir.Model) -> None:
     kept: dict[tuple[ir.DataType, tuple[int, ...], bytes], ir.Value] = {}
     for value in list(graph.initializers.values()):
         tensor = value.const_value
-        if tensor is None or not _mergeable(tensor) or value.is_graph_output():
+        if tensor is None or not _mergeable(value, tensor) or value.is_graph_output():
             continue
         digest = hashlib.sha256(tensor.tobytes()).digest()
         key = (tensor.dtype, tuple(tensor.shape.numpy()), digest)
@@ -151,10 +151,12 @@ def _merge_equal_initializers(model: ir.Model) -> None:
             graph.initializers.pop(str(value.name))
 
 
-def _mergeable(tensor: ir.TensorProtocol) -> bool:
+def _mergeable(value: ir.Value, tensor: ir.TensorProtocol) -> bool:
     if tensor.dtype.is_string():
         return False
-    if tensor.size == 1 or not tensor.dtype.is_floating_point():
+    # integers behind DequantizeLinear are weights and biases, trained like floats
+    weight = any(user.op_type == "DequantizeLinear" and i == 0 for user, i in value.uses())
+    if tensor.size == 1 or not (weight or tensor.dtype.is_floating_point()):
         return True
     return len(tensor.shape) >= 2 and tensor.size >= 1024
 

@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 _RANGES = {
-    torch.int8: (-128, 127),
-    torch.uint8: (0, 255),
-    torch.int16: (-32768, 32767),
-    torch.int32: (-(2**31), 2**31 - 1),
+    ir.DataType.INT4: (-8, 7),
+    ir.DataType.UINT4: (0, 15),
+    ir.DataType.INT8: (-128, 127),
+    ir.DataType.UINT8: (0, 255),
+    ir.DataType.INT16: (-(2**15), 2**15 - 1),
+    ir.DataType.UINT16: (0, 2**16 - 1),
+    ir.DataType.INT32: (-(2**31), 2**31 - 1),
 }
 
 
@@ -78,9 +81,7 @@ class Call:
     def _range(self) -> tuple[int, int]:
         if self.latent is not None:
             return self.latent
-        if self[2] is not None:
-            value = self.node.inputs[2]
-            if value is not None and value.dtype in (ir.DataType.INT4, ir.DataType.UINT4):
-                return (-8, 7) if value.dtype == ir.DataType.INT4 else (0, 15)
-            return _RANGES[self[2].dtype]
-        return (0, 255)
+        zero_point = self.node.inputs[2] if self[2] is not None else None
+        if zero_point is not None and zero_point.dtype is not None:
+            return _RANGES[zero_point.dtype]
+        return _RANGES[ir.DataType(self.get("output_dtype", 0) or ir.DataType.UINT8)]

@@ -28,6 +28,7 @@ from edgec.passes.torch_ops import OPERATORS
 if TYPE_CHECKING:
     from torch import Tensor
 
+_LEAST_OPSET = 13
 _LEARNED = {ir.DataType.FLOAT}
 _INTEGER_WEIGHTS = {
     ir.DataType.INT8: (-128, 127),
@@ -75,7 +76,7 @@ class TorchGraph(torch.nn.Module):
             call = Call(node, arguments, self._latents_of(node))
             try:
                 results = OPERATORS[node.op_type](call)
-            except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            except (RuntimeError, ValueError, IndexError, KeyError, TypeError) as error:
                 raise PassError(
                     f"node '{node.name}' ({node.op_type}) cannot run in torch: {error}"
                 ) from error
@@ -135,7 +136,11 @@ class TorchGraph(torch.nn.Module):
         assert node is not None
         scale, zero = (self._constant_of(v) for v in (node.inputs[1], _at(node, 2)))
         call = Call(node, [trained, scale, zero], (latent.low, latent.high))
-        return call.quantized(trained).numpy().astype(old.numpy().dtype)
+        before = old.numpy()
+        # float32 does not hold every int32: where nothing was trained, the integer stays
+        same = call.dequantized(torch.from_numpy(before.astype(np.float32))) == trained
+        rounded = call.quantized(trained).numpy().astype(before.dtype)
+        return np.asarray(np.where(same.numpy(), before, rounded))
 
     def _constant_of(self, value: ir.Value | None) -> Any:
         if value is None:
@@ -183,8 +188,15 @@ def to_torch(
 
     weights: float values from which integer weights start, by the name of the integer
     initializer; without one it starts from its dequantized value.
-    Raises PassError naming the node that the twin cannot run.
+    Raises PassError naming the node that the twin cannot run, and below opset 13, where
+    Softmax and others meant something else.
     """
+    opset = model.opset_imports.get("", 0)
+    if opset < _LEAST_OPSET:
+        raise PassError(
+            f"training needs opset {_LEAST_OPSET} or newer, the model has {opset}; "
+            "export it with a newer opset"
+        )
     starts = {
         name: torch.from_numpy(np.array(array, np.float32))
         for name, array in (weights or {}).items()
@@ -208,10 +220,17 @@ def _check(node: ir.Node) -> ir.Node:
 
 
 def _dequantizer(value: ir.Value) -> ir.Node | None:
-    """The one DequantizeLinear that reads an initializer as its data."""
+    """The DequantizeLinear that reads an initializer as its data.
+
+    None if something else reads it too, with another scale for example: then it is no weight
+    that one float value stands for.
+    """
     uses = value.uses()
     nodes = [u.node for u in uses if u.node.op_type == "DequantizeLinear" and u.idx == 0]
-    return nodes[0] if nodes and len(nodes) == len(uses) else None
+    if not nodes or len(nodes) != len(uses):
+        return None
+    ways = {(tuple(n.inputs[1:]), n.attributes.get_int("axis", 1)) for n in nodes}
+    return nodes[0] if len(ways) == 1 else None
 
 
 def _is_scale(value: ir.Value) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that torch users know
+import torch.nn.functional as F
 from torch import Tensor
 
 from edgec.passes import torch_layers as layers

@@ -117,6 +117,18 @@ def test_equal_biases_stay_apart_and_equal_scalars_merge():
     assert sorted(clean(model).model.graph.initializers) == ["b1", "b2", "s1"]
 
 
+def test_equal_biases_in_integers_stay_apart_too():
+    model = model_of(
+        """g (float[1,2] x) => (float[1,2] y)
+        <int32[2] b = {0, 0}, int32[2] c = {0, 0}, float s = {0.5}, float t = {0.25}> {
+        p = DequantizeLinear(b, s)
+        q = DequantizeLinear(c, t)
+        a = Add(x, p)
+        y = Sub(a, q) }"""
+    )
+    assert {"b", "c"} <= set(clean(model).model.graph.initializers)
+
+
 def test_stale_shapes_are_replaced():
     model = model_of("g (float[N,3] x) => (float[N,3] y) <float[1,7] h> { h = Relu(x) y = Neg(h) }")
     result = clean(model)

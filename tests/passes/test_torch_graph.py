@@ -185,3 +185,66 @@ def test_control_flow_is_refused_with_the_node():
     """)
     with pytest.raises(PassError, match="'choice'.*If"):
         to_torch(model)
+
+
+def twin_and_onnx_runtime(model: ir.Model, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    with torch.no_grad():
+        twin = to_torch(model)({"x": torch.from_numpy(x)})["y"].numpy()
+    return twin, run_feeds(open_session(model), {"x": x})[0]
+
+
+def test_integers_read_under_two_scales_are_a_constant():
+    model = ir.from_onnx_text("""
+        <ir_version: 10, opset_import: ["" : 21]>
+        g (float[1, 2] x) => (float[1, 2] y) <int32[2] b = {5, 7}, float s = {0.5}, float t = {2}> {
+            p = DequantizeLinear(b, s)
+            q = DequantizeLinear(b, t)
+            a = Add(x, p)
+            y = Add(a, q)
+        }""")
+    twin, expected = twin_and_onnx_runtime(model, np.zeros((1, 2), np.float32))
+    np.testing.assert_array_equal(twin, expected)
+    assert to_torch(model).trained() == ()
+
+
+def test_untrained_bias_beyond_float32_keeps_every_bit():
+    bias = np.array([2**30 + 1, -(2**29) - 3, 12345677], np.int32)
+    model = ir.from_onnx_text("""
+        <ir_version: 10, opset_import: ["" : 21]>
+        g (float[1, 3] x) => (float[1, 3] y) <int32[3] b = {0, 0, 0}, float s = {0.00123}> {
+            p = DequantizeLinear(b, s)
+            y = Add(x, p)
+        }""")
+    model.graph.initializers["b"].const_value = ir.tensor(bias, name="b")
+    assert to_torch(model).write_back(model) == 0
+    np.testing.assert_array_equal(model.graph.initializers["b"].const_value.numpy(), bias)
+
+
+def test_output_type_of_a_quantization_without_zero_point_counts():
+    model = ir.from_onnx_text("""
+        <ir_version: 10, opset_import: ["" : 21]>
+        g (float[3] x) => (float[3] y) <float s = {0.5}> {
+            q = QuantizeLinear <output_dtype = 3> (x, s)
+            y = DequantizeLinear(q, s)
+        }""")
+    twin, expected = twin_and_onnx_runtime(model, np.array([-3, 200, 0.4], np.float32))
+    np.testing.assert_array_equal(twin, expected)
+
+
+def test_opset_in_which_softmax_meant_something_else_is_refused():
+    model = ir.from_onnx_text("""
+        <ir_version: 6, opset_import: ["" : 11]>
+        g (float[2, 3, 4] x) => (float[2, 3, 4] y) { y = Softmax <axis = 1> (x) }""")
+    with pytest.raises(PassError, match="training needs opset 13 or newer, the model has 11"):
+        to_torch(model)
+
+
+def test_a_type_that_torch_cannot_compute_is_told_with_the_node():
+    model = ir.from_onnx_text("""
+        <ir_version: 10, opset_import: ["" : 21]>
+        g (float[2] x) => (float[2] y) {
+            [to_unsigned] q = Cast <to = 12> (x)
+            y = Cast <to = 1> (q)
+        }""")
+    with pytest.raises(PassError, match="node 'to_unsigned' \\(Cast\\) cannot run in torch"):
+        to_torch(model)({"x": torch.zeros(2)})
