@@ -19,11 +19,13 @@ from edgec.passes.prune_magnitude import PruneMagnitude
 from edgec.passes.quantize_dynamic import QuantizeDynamic
 from edgec.passes.quantize_static import QuantizeStatic
 from edgec.passes.quantize_weights import QuantizeWeights
+from edgec.passes.recover import Recover
 
 PASSES: tuple[type[Pass], ...] = (
     Cleanup,
     Fuse,
     PruneMagnitude,
+    Recover,
     QuantizeStatic,
     QuantizeDynamic,
     QuantizeWeights,
@@ -46,6 +48,7 @@ __all__ = [
     "QuantizeDynamic",
     "QuantizeStatic",
     "QuantizeWeights",
+    "Recover",
     "Result",
     "Samples",
     "Skip",

@@ -102,9 +102,12 @@ class TorchGraph(torch.nn.Module):
         """Names of the initializers that are parameters, in the order of the graph."""
         return tuple(self._keys)
 
-    def biases(self) -> tuple[str, ...]:
-        """Names of the parameters of rank 0 or 1: biases, scales of norms."""
-        return tuple(n for n in self._keys if self.initializer(n).dim() <= 1)
+    def quantization_step(self, name: str) -> float:
+        """Mean scale of an integer weight, the distance of two of its values; 0 for floats."""
+        if name not in self._latents:
+            return 0.0
+        node = next(n for n in self._nodes if n.inputs and _reads(n, name))
+        return float(self._constant_of(node.inputs[1]).float().mean())
 
     def write_back(self, model: ir.Model) -> int:
         """Put the trained values into the model's initializers as new tensors.
@@ -231,6 +234,12 @@ def _dequantizer(value: ir.Value) -> ir.Node | None:
         return None
     ways = {(tuple(n.inputs[1:]), n.attributes.get_int("axis", 1)) for n in nodes}
     return nodes[0] if len(ways) == 1 else None
+
+
+def _reads(node: ir.Node, name: str) -> bool:
+    """True if the node dequantizes the value of that name."""
+    data = node.inputs[0]
+    return node.op_type == "DequantizeLinear" and data is not None and data.name == name
 
 
 def _is_scale(value: ir.Value) -> bool:

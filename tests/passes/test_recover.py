@@ -1,0 +1,94 @@
+"""Recover: what quantization lost comes back, on held-out samples, without labels."""
+
+import dataclasses
+
+import graphs
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from edgec.passes import PassError, QuantizeStatic, Recover, Skip
+from edgec.passes.execution import graph_bytes
+from edgec.targets import load_target
+
+
+def samples(count: int, seed: int) -> list[dict[str, np.ndarray]]:
+    return [{"x": graphs.feed(1, 4, 12, 12, seed=seed + i)} for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def quantized() -> tuple[ir.Model, ir.Model, object]:
+    """A float CNN, its int8 form with per-tensor weights, and the context of both."""
+    reference, _ = graphs.cnn()
+    target = load_target("x86-64")
+    coarse = dataclasses.replace(target, int8=dataclasses.replace(target.int8, per_channel=False))
+    context = graphs.context(
+        reference, coarse, calibration=samples(24, 100), validation=samples(8, 500)
+    )
+    chosen = QuantizeStatic(ranges="minmax", bias_correction=False)
+    return reference, chosen.run(reference.clone(), context).model, context
+
+
+def divergence(reference: ir.Model, model: ir.Model) -> float:
+    """Mean KL divergence of the class probabilities on samples that training never saw."""
+    total = 0.0
+    for feeds in samples(32, 900):
+        p, q = (np.exp(graphs.run(m, **feeds)[0].astype(np.float64)) for m in (reference, model))
+        p, q = p / p.sum(), q / q.sum()
+        total += float((p * np.log(p / q)).sum())
+    return total / 32
+
+
+def test_training_brings_the_outputs_nearer_to_the_reference(quantized):
+    reference, model, context = quantized
+    before = divergence(reference, model)
+    result = Recover(steps=40, rate=0.05).run(model.clone(), context)
+    assert result.changed > 0
+    assert divergence(reference, result.model) < 0.8 * before
+
+
+def test_scales_names_and_signature_stay(quantized):
+    _, model, context = quantized
+    result = Recover(steps=10).run(model.clone(), context)
+    before, after = model.graph.initializers, result.model.graph.initializers
+    assert list(before) == list(after)
+    for name in before:
+        assert after[name].dtype == before[name].dtype
+        if name.endswith(("_scale", "_zero_point")):
+            assert after[name].const_value.tobytes() == before[name].const_value.tobytes()
+
+
+def test_same_seed_gives_the_same_bytes_and_the_lock_repeats_them(quantized):
+    _, model, context = quantized
+    chosen = Recover(steps=20, rate=0.05)
+    first, second = (chosen.run(model.clone(), context) for _ in range(2))
+    assert graph_bytes(first.model) == graph_bytes(second.model)
+    locked = dataclasses.replace(context, lock=first.decisions, calibration=None, validation=None)
+    assert graph_bytes(chosen.run(model.clone(), locked).model) == graph_bytes(first.model)
+
+
+def test_a_rate_that_only_harms_leaves_the_model_as_it_was(quantized):
+    _, model, context = quantized
+    result = Recover(steps=10, rate=500.0, bias_rate=50.0).run(model.clone(), context)
+    assert result.changed == 0
+    assert graph_bytes(result.model) == graph_bytes(model)
+    assert "did not lower" in result.findings[0]
+
+
+def test_a_graph_that_the_twin_cannot_run_is_skipped_with_the_node():
+    model, feeds = graphs.lstm()
+    context = graphs.context(model, calibration=[feeds])
+    result = Recover().run(model, context)
+    assert result.changed == 0
+    assert isinstance(result.skipped[0], Skip) and "LSTM" in result.skipped[0].reason
+    assert "nothing was trained" in result.findings[0]
+
+
+def test_missing_data_and_wrong_parameters_are_refused():
+    model, _ = graphs.cnn()
+    with pytest.raises(PassError, match="needs calibration data"):
+        Recover().run(model, graphs.context(model))
+    with pytest.raises(PassError, match="steps is 0"):
+        Recover(steps=0)
+    with pytest.raises(PassError, match="negative"):
+        Recover(features=-1)
