@@ -265,6 +265,9 @@ def _require_float32(module: Any) -> None:
 
 def _arguments(source: Source) -> tuple[tuple[Any, ...], dict[str, Any]]:
     examples = source.example_inputs
+    if not examples and source.kind == "exported" and source.module.example_inputs:
+        arguments, keywords = source.module.example_inputs
+        return tuple(arguments), dict(keywords)
     if not examples:
         raise SourceError("the source has no example_inputs; they are needed to trace the module")
     if isinstance(examples, Mapping):

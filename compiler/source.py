@@ -7,6 +7,7 @@ Hugging Face directory. Nothing is downloaded.
 
 from __future__ import annotations
 
+import logging
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -179,14 +180,19 @@ def _from_return_value(value: Any, where: str) -> Source:
 def _from_exported_program(path: pathlib.Path) -> Source:
     import torch
 
+    logger = logging.getLogger("torch.export")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # it prints a traceback of its own before it raises
     try:
         program = torch.export.load(path)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
+        if "warnings above" in reason:  # those that are not shown
+            reason = "torch.export.load() cannot read it; save it with torch.export.save()"
         raise SourceError(f"{path}: not a torch exported program: {reason}") from error
-    arguments, keywords = program.example_inputs or ((), {})
-    examples: Any = dict(keywords) if keywords and not arguments else tuple(arguments)
-    return Source(module=program, example_inputs=examples, name=_file_name(path.stem))
+    finally:
+        logger.setLevel(level)
+    return Source(module=program, name=_file_name(path.stem))  # it carries its example inputs
 
 
 def _existing(path: pathlib.Path) -> pathlib.Path:

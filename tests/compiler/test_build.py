@@ -143,6 +143,26 @@ def test_an_exported_program_is_built(work: pathlib.Path) -> None:
             np.testing.assert_allclose(a, e, atol=FLOAT_NOISE)
 
 
+def test_an_exported_program_with_keyword_inputs_is_built(work: pathlib.Path) -> None:
+    class Sum(torch.nn.Module):
+        def forward(self, a: torch.Tensor, *, b: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"out": a.relu() + b, "negative": -a}
+
+    rows = torch.export.Dim("rows")
+    program = torch.export.export(
+        Sum(),
+        (torch.randn(2, 8),),
+        kwargs={"b": torch.randn(2, 8)},
+        dynamic_shapes={"a": {0: rows}, "b": {0: rows}},
+    )
+    torch.export.save(program, work / "sum.pt2")
+    report = edgec_build("sum.pt2", "-t", "x86-64", "-o", "out", "--recipe", LOSSLESS)
+    a = np.linspace(-1, 1, 24, dtype=np.float32).reshape(3, 8)
+    actual = list(run(report, a=a, b=2 * a).values())
+    np.testing.assert_allclose(actual[0], np.maximum(a, 0) + 2 * a, atol=FLOAT_NOISE)
+    np.testing.assert_array_equal(actual[1], -a)
+
+
 def test_an_onnx_file_is_built(cnn_onnx: pathlib.Path, work: pathlib.Path) -> None:
     report = edgec_build(cnn_onnx, "-t", "x86-64", "-o", "out/net.edgec", "--recipe", LOSSLESS)
     assert report["source"] == "onnx" and report["parity"] is None
