@@ -276,10 +276,14 @@ def _with_latency(report: Report, timings: Mapping[str, Timing], machine: Measur
     findings = report.findings
     if speedup < 1.0:
         where = "the target" if machine.is_target else f"this {machine.arch} machine"
+        advice = (
+            "leave quantization out (--recipe cleanup,fuse,lower) unless the size is what counts"
+            if any(step.changed and not step.lossless for step in report.steps)
+            else "nothing was quantized, so both compute the same: look for noise on this machine"
+        )
         findings += (
             f"the bundle is SLOWER than the float32 reference on {where}: "
-            f"{bundle:.3g} ms against {reference:.3g} ms; leave quantization out "
-            "(--recipe cleanup,fuse,lower) unless the size is what counts",
+            f"{bundle:.3g} ms against {reference:.3g} ms; {advice}",
         )
     steps = tuple(
         replace(step, latency_ms=timings[key].median_ms) if key in timings else step

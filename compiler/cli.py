@@ -35,7 +35,9 @@ class _Group(click.Group):
         except EdgecError as error:
             if ctx.params.get("traceback"):
                 raise
-            click.echo(f"edgec: {' '.join(str(error).split())}", err=True)
+            text = " ".join(str(error).split())
+            text = text.replace("load it with any_target=True", "give --any-target")
+            click.echo(f"edgec: {text}", err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
             click.echo("edgec: interrupted; nothing was written", err=True)

@@ -133,7 +133,10 @@ def _single(outputs: Outputs, name: str) -> Array:
 
 def _same_length(values: Array, truth: Array, name: str) -> None:
     if len(values) != len(truth):
-        raise DataError(f"metric {name}: {len(values)} outputs for {len(truth)} labels")
+        raise DataError(
+            f"metric {name}: {len(values)} outputs for {len(truth)} labels; where they do not "
+            "pair off, write a metric as file.py:fn(outputs, labels)"
+        )
 
 
 METRICS: Mapping[str, TaskMetric] = {

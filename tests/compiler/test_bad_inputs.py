@@ -102,6 +102,8 @@ def arm64_bundle(folder: pathlib.Path) -> None:
 IMAGE = np.zeros((1, 3, 12, 12), np.float32)
 NAN = np.full_like(IMAGE, np.nan)
 TARGET = "import numpy as np\n"
+# libraries log past the command's own streams, which only a process shows
+SAID_BY_A_PROCESS = ("missing-name", "unknown-target", "syntax-error", "nan", "text-as-pt2")
 
 CASES = [
     # what is no model
@@ -380,7 +382,7 @@ CASES = [
     Case("truncated-bundle", f"run {BUNDLE}", (BUNDLE,), cut),
     Case("flipped-weight", f"verify {BUNDLE}", ("weights.bin", "altered"), flip(65_600)),
     Case("flipped-header", f"verify {BUNDLE}", (BUNDLE,), flip(5)),
-    Case("other-device", "run phone.edgec", ("phone.edgec", "arm64"), arm64_bundle),
+    Case("other-device", "run phone.edgec", ("phone.edgec", "arm64", "--any-target"), arm64_bundle),
     Case(
         "run-wrong-dtype",
         f"run {BUNDLE} --input c",
@@ -439,7 +441,7 @@ def test_a_wrong_input_gives_one_clear_line_and_touches_nothing(
 
 @pytest.mark.parametrize(
     "case",
-    [c for c in CASES if c.id in ("missing-name", "unknown-target", "syntax-error", "nan")],
+    [c for c in CASES if c.id in SAID_BY_A_PROCESS],
     ids=lambda case: case.id,
 )
 def test_the_installed_command_says_the_same(case: Case, folder: pathlib.Path) -> None:
