@@ -104,10 +104,13 @@ def parameters_of(pass_: Pass) -> dict[str, Any]:
 
 
 def to_toml(passes: Sequence[Pass]) -> str:
-    """The recipe as TOML text that ``load_recipe`` reads back to equal passes."""
+    """The recipe as TOML text that ``load_recipe`` reads back to equal passes.
+
+    The versions of the passes stand in comments: decisions in a lock file belong to them.
+    """
     lines = []
     for pass_ in passes:
-        lines += ["[[pass]]", f'name = "{pass_.name}"']
+        lines += ["[[pass]]", f'name = "{pass_.name}"  # version {pass_.version}']
         for key, value in parameters_of(pass_).items():
             if value is not None:
                 lines.append(f"{key} = {_toml_value(value)}")

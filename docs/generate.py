@@ -1,7 +1,7 @@
 """Fills the generated tables of README.md and docs/ from the code: python docs/generate.py
 
 A table stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``; what is between is
-replaced. tests/test_docs.py fails while a page and the code differ.
+replaced. tests/test_readme.py fails while a page and the code differ.
 """
 
 from __future__ import annotations

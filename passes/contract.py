@@ -84,7 +84,6 @@ class Context:
 
     calibration, validation: disjoint; None where the user gave no data.
     lock: decisions of an earlier run of this step; empty where nothing is to be replayed.
-    budget_s: seconds that a search may take; None is unlimited.
     """
 
     target: Target
@@ -92,7 +91,6 @@ class Context:
     calibration: Samples | None = None
     validation: Samples | None = None
     lock: Mapping[str, Any] = field(default_factory=dict)
-    budget_s: float | None = None
     seed: int = 0
     progress: Progress = lambda what, done, total: None
 

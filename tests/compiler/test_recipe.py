@@ -94,3 +94,12 @@ def test_training_may_stand_before_or_after_quantization() -> None:
         recipe.check_order(lower + train)
     with pytest.raises(RecipeError):
         recipe.check_order(train + recipe.load_recipe("prune-magnitude"))
+
+
+def test_a_lock_belongs_to_the_version_of_its_passes(monkeypatch):
+    from edgec.passes import Cleanup
+    from edgec.recipe import load_recipe, to_toml
+
+    before = to_toml(load_recipe("cleanup"))
+    monkeypatch.setattr(Cleanup, "version", Cleanup.version + 1)
+    assert to_toml(load_recipe("cleanup")) != before
