@@ -32,7 +32,8 @@ class Limits:
                 continue
             number = isinstance(value, (int, float)) and math.isfinite(value)
             if not number or value < 0 or (value == 0 and name != "max_drop"):
-                raise EdgecError(f"promise {name} is {value!r}, expected a positive number")
+                least = "a number from 0 up" if name == "max_drop" else "a number above 0"
+                raise EdgecError(f"promise {name} is {value!r}, expected {least}")
 
 
 def limits_from(table: Mapping[str, Any], where: str) -> Limits:

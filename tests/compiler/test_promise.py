@@ -79,3 +79,10 @@ def test_a_table_with_an_unknown_promise_or_a_wrong_type_is_refused() -> None:
         limits_from({"max_drp": 1}, "t")
     with pytest.raises(EdgecError, match="True, expected a number"):
         limits_from({"max_drop": True}, "t")
+
+
+def test_a_refused_limit_says_what_would_be_one():
+    with pytest.raises(EdgecError, match="max_drop is -1, expected a number from 0 up"):
+        Limits(max_drop=-1)
+    with pytest.raises(EdgecError, match="max_size_mb is 0, expected a number above 0"):
+        Limits(max_size_mb=0)
