@@ -220,7 +220,7 @@ def test_targets_table_names_every_target() -> None:
 def test_target_table_explains_every_capability() -> None:
     lines = _drawn(target_table(load_target("arm64")), width=140).splitlines()
     rows = {line.split()[0]: line for line in lines[1:] if not line.startswith(" ")}
-    assert {"name", "opset", "int8.per_channel", "session.threads", "verify.method"} <= set(rows)
+    assert {"name", "opset", "int8.per_channel", "session.threads"} <= set(rows)
     assert "intra-op threads" in rows["session.threads"]  # comment beside the field
     assert "CPU feature ->" in rows["session.without"]  # comment on the line above
     assert all(line.rstrip()[-1:] for line in rows.values())
