@@ -144,7 +144,7 @@ def _refusal(node: ir.Node, int8: Int8, quantized: set[ir.Value | None]) -> str:
     if node.domain not in ("", "ai.onnx"):
         return f"{node.domain}::{node.op_type}: not an op of standard ONNX"
     if node.op_type in int8.static_ops and node.op_type in _COMPUTING:
-        return _computing_refusal(node)
+        return _computing_refusal(node, int8)
     if node.op_type not in int8.integer_ops:
         return f"{node.op_type}: not in static_ops of the target"
     if len([o for o in node.outputs if o.name]) > 1:
@@ -157,7 +157,12 @@ def _refusal(node: ir.Node, int8: Int8, quantized: set[ir.Value | None]) -> str:
     return ""
 
 
-def _computing_refusal(node: ir.Node) -> str:
+def _grouped(node: ir.Node) -> bool:
+    group = node.attributes.get("group")
+    return group is not None and group.as_int() > 1
+
+
+def _computing_refusal(node: ir.Node, int8: Int8) -> str:
     weight = constant(node.inputs[1])
     if weight is None:
         return "weight is not constant"
@@ -172,6 +177,11 @@ def _computing_refusal(node: ir.Node) -> str:
     rank = weight.ndim
     if node.op_type == "Conv" and not 3 <= rank <= 5:
         return f"weight has {rank} dimensions"
+    if node.op_type == "Conv" and not _grouped(node) and weight.shape[1] < int8.min_channels:
+        return (
+            f"Conv of {weight.shape[1]} input channels: float is faster below "
+            f"{int8.min_channels} on the target"
+        )
     if node.op_type in ("Gemm", "MatMul") and rank != 2:
         return f"weight has {rank} dimensions, an integer {node.op_type} needs 2"
     if node.op_type == "Gemm" and (_float(node, "alpha"), _float(node, "beta")) != (1.0, 1.0):

@@ -34,6 +34,7 @@ class Int8:
     weight: IntegerType  # type of quantized weights, symmetric around its zero point
     per_channel: bool = True  # one weight scale per output channel
     reduce_range: bool = False  # 7-bit weights: no saturation in 16-bit accumulators
+    min_channels: int = 1  # input channels from which an ungrouped Conv pays in integers
     static_ops: tuple[str, ...] = ()  # computing ops whose QDQ form runs in integers and pays
     integer_ops: tuple[str, ...] = ()  # ops kept integer between quantized ones
     dynamic_ops: tuple[str, ...] = ()  # ops that pay with ranges taken at run time

@@ -474,3 +474,14 @@ def test_an_unknown_name_in_skip_is_refused_with_a_suggestion() -> None:
     model, _ = graphs.cnn()
     with pytest.raises(PassError, match="did you mean 'conv1'"):
         quantize(model, QuantizeStatic(skip=("conv",)))
+
+
+def test_a_conv_of_few_channels_stays_float_where_the_target_says_so() -> None:
+    model, _ = graphs.cnn()  # its first Conv reads four channels
+    wide = dataclasses.replace(target().int8, min_channels=5)
+    result = quantize(model, on=dataclasses.replace(target(), int8=wide))
+    reasons = {skip.node: skip.reason for skip in result.skipped}
+    assert reasons["conv1"] == "Conv of 4 input channels: float is faster below 5 on the target"
+    assert quantize(model).changed > result.changed > 0
+    assert "QLinearConv" in kernels(result.model)
+    assert sqnr(model, result.model) > 25
