@@ -68,6 +68,8 @@ class Result:
     touched: names of the values whose numbers a lossy pass altered (SQNR is taken there).
     decisions: JSON data that replays this run exactly when given back as ``Context.lock``.
     findings: facts that the user should see in the report.
+    sensitivity: SQNR in dB of each quantized node's own error at its float output, by node
+    name: what the node by itself costs. The lowest gain most when they stay float.
     """
 
     model: ir.Model
@@ -76,6 +78,7 @@ class Result:
     touched: tuple[str, ...] = ()
     decisions: Mapping[str, Any] = field(default_factory=dict)
     findings: tuple[str, ...] = ()
+    sensitivity: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from edgec.passes.affine import Affine, affine_before, folded
 from edgec.passes.bias_correction import Twins
 from edgec.passes.placement import Placement, Unit, node_input
 from edgec.passes.ranges import Range
-from edgec.passes.weights import constant
+from edgec.passes.weights import constant, label
 from edgec.targets.schema import Int8
 
 Array = np.ndarray[Any, Any]
@@ -59,7 +59,7 @@ def emit(
 def with_twins(
     model: ir.Model, spans: Mapping[str, Range], int8: Int8, skip: Sequence[str]
 ) -> tuple[ir.Model, list[Twins]]:
-    """A copy of the float model where every layer with a bias has a quantized twin."""
+    """A copy of the float model where every computing layer has a quantized twin."""
     copy = model.clone()
     plan = placement.place(copy.graph, int8, skip)
     writer = qdq.Writer(copy)
@@ -67,7 +67,7 @@ def with_twins(
     folds = _folds(plan, parameters)
     twins: list[Twins] = []
     readers: dict[ir.Value, list[ir.Node]] = {}
-    for unit in [u for u in plan.units if u.bias]:
+    for unit in [u for u in plan.units if u.computing]:
         node, (_, source) = unit.node, unit.data[0]
         twin = ir.Node(node.domain, node.op_type, node.inputs, list(node.attributes.values()))
         twin.outputs[0].name = writer.name(f"{name_of(node.outputs[0])}_twin")
@@ -77,7 +77,8 @@ def with_twins(
         _emit_weight(writer, quantized, int8, input_scale=scale, shift=None, written={})
         readers.setdefault(source, []).append(twin)
         axis = 1 if node.op_type == "Conv" else -1
-        twins.append(Twins(name_of(node.outputs[0]), name_of(twin.outputs[0]), axis))
+        both = name_of(node.outputs[0]), name_of(twin.outputs[0])
+        twins.append(Twins(label(node), *both, axis, corrected=unit.bias is not None))
     for value, nodes in readers.items():
         affine, before = folds.get(value, (Affine(value, 1.0, 0.0), parameters[value]))
         dequantized = writer.pair(affine.source, before, parameters[value])

@@ -10,6 +10,7 @@ Left out: 16-bit activations, mixed precision, cross-layer equalization.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import onnx_ir as ir
 
-from edgec.passes import bias_correction, placement, ranges
+from edgec.passes import placement, ranges
+from edgec.passes.bias_correction import layer_errors
 from edgec.passes.contract import Context, PassError, Result, Stage
 from edgec.passes.emission import emit, name_of, with_twins
 from edgec.passes.execution import (
@@ -31,6 +33,7 @@ from edgec.passes.execution import (
 )
 from edgec.passes.placement import Placement
 from edgec.passes.ranges import Histogram, Range, RangeMethod
+from edgec.passes.static_decisions import Decisions, replayed
 from edgec.passes.weights import check_skip, label
 from edgec_runtime.errors import suggestion
 from edgec_runtime.golden import SQNR_CAP_DB
@@ -54,7 +57,7 @@ class QuantizeStatic:
     name: ClassVar[str] = "quantize-static"
     stage: ClassVar[Stage] = Stage.QUANTIZE
     lossless: ClassVar[bool] = False
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     # how the range of an activation is chosen; auto: the one with the least output noise
     ranges: Literal["auto", "minmax", "percentile", "mse"] = "auto"
@@ -80,19 +83,20 @@ class QuantizeStatic:
         if not plan.units:
             return Result(model, 0, skipped=plan.skipped)
         if context.lock:
-            spans, corrections = _replayed(context.lock, plan, self.bias_correction)
+            decided = replayed(context.lock, plan, bias_correction=self.bias_correction)
         else:
-            spans, corrections = self._measured(model, plan, context)
-        decisions = {
-            "ranges": {name: [s.low.hex(), s.high.hex()] for name, s in spans.items()},
-            "bias": {
-                name: shift.astype("<f4").tobytes().hex() for name, shift in corrections.items()
-            },
-        }
+            decided = self._measured(model, plan, context)
         touched = tuple(name_of(unit.output) for unit in plan.units)
-        weights = emit(model, plan, spans, int8, corrections)
-        findings = _unfused(model, plan, weights)
-        return Result(model, len(plan.units), plan.skipped, touched, decisions, findings)
+        weights = emit(model, plan, decided.ranges, int8, decided.shifts)
+        return Result(
+            model,
+            len(plan.units),
+            plan.skipped,
+            touched,
+            decided.to_json(),
+            _unfused(model, plan, weights),
+            decided.sensitivity,
+        )
 
     def _check(self, model: ir.Model) -> None:
         opset = model.opset_imports.get("", 0)
@@ -103,9 +107,7 @@ class QuantizeStatic:
             )
         check_skip(self.name, self.skip, model.graph)
 
-    def _measured(
-        self, model: ir.Model, plan: Placement, context: Context
-    ) -> tuple[dict[str, Range], dict[str, Array]]:
+    def _measured(self, model: ir.Model, plan: Placement, context: Context) -> Decisions:
         samples = context.calibration
         if samples is None or len(samples) == 0:
             raise PassError(
@@ -121,29 +123,36 @@ class QuantizeStatic:
                 histograms[name] = histogram if known is None else known.merge(histogram)
             context.progress("calibrate", number + 1, len(samples))
         if self.ranges != "auto":
-            return self._decided(self.ranges, histograms, model, context)
-        return self._best(histograms, model, context)
+            return self._decided(self.ranges, histograms, plan, model, context)
+        return self._best(histograms, plan, model, context)
 
     def _decided(
         self,
         method: RangeMethod,
         histograms: Mapping[str, Histogram],
+        plan: Placement,
         model: ir.Model,
         context: Context,
-    ) -> tuple[dict[str, Range], dict[str, Array]]:
+    ) -> Decisions:
         """Ranges by one method, and the bias corrections that belong to them."""
         spans = {name: self._span(method, histogram) for name, histogram in histograms.items()}
-        if not self.bias_correction:
-            return spans, {}
+        for value, source in plan.scale_of.items():
+            spans[name_of(value)] = spans[name_of(source)]
         assert context.calibration is not None
         beside, twins = with_twins(model, spans, context.target.int8, self.skip)
         report = functools.partial(context.progress, f"correct biases ({method})")
-        samples = context.calibration
-        return spans, bias_correction.bias_shifts(beside, twins, samples, progress=report)
+        if not self.bias_correction:
+            twins = [dataclasses.replace(t, corrected=False) for t in twins]
+        errors = layer_errors(beside, twins, context.calibration, progress=report)
+        return Decisions(spans, errors.shifts, errors.sensitivity)
 
     def _best(
-        self, histograms: Mapping[str, Histogram], model: ir.Model, context: Context
-    ) -> tuple[dict[str, Range], dict[str, Array]]:
+        self,
+        histograms: Mapping[str, Histogram],
+        plan: Placement,
+        model: ir.Model,
+        context: Context,
+    ) -> Decisions:
         """The method whose quantized model is nearest to the float one on held-out samples.
 
         No method wins everywhere: least squares on a text recogniser (16.4 dB against 14.2
@@ -154,16 +163,17 @@ class QuantizeStatic:
         judged = list(itertools.islice(iter(samples), _JUDGED))
         session = open_session(model)
         expected = [run_feeds(session, feeds) for feeds in judged]
-        best, best_db = None, -np.inf
+        best: Decisions | None = None
+        best_db = -np.inf
         for method in _METHODS:
-            spans, shifts = self._decided(method, histograms, model, context)
+            decided = self._decided(method, histograms, plan, model, context)
             trial = model.clone()
-            plan = placement.place(trial.graph, context.target.int8, self.skip)
-            emit(trial, plan, spans, context.target.int8, shifts)
+            its_plan = placement.place(trial.graph, context.target.int8, self.skip)
+            emit(trial, its_plan, decided.ranges, context.target.int8, decided.shifts)
             session = open_session(trial, settings=context.target.session)
             found = round(_sqnr_db(expected, [run_feeds(session, feeds) for feeds in judged]), 1)
             if best is None or found > best_db:
-                best, best_db = (spans, shifts), found
+                best, best_db = decided, found
         assert best is not None
         return best
 
@@ -184,39 +194,6 @@ def _sqnr_db(expected: Sequence[Sequence[Array]], actual: Sequence[Sequence[Arra
             reference = np.concatenate([e.ravel() for e, _ in pairs])
             worst = min(worst, sqnr_db(reference, np.concatenate([a.ravel() for _, a in pairs])))
     return worst
-
-
-def _replayed(
-    lock: Mapping[str, Any], plan: Placement, bias_correction: bool
-) -> tuple[dict[str, Range], dict[str, Array]]:
-    """Ranges and bias corrections of an earlier run.
-
-    Raises PassError if the run was made for another graph or with other parameters.
-    """
-    spans = {
-        name: Range(float.fromhex(low), float.fromhex(high))
-        for name, (low, high) in lock.get("ranges", {}).items()
-    }
-    corrections = {
-        name: np.frombuffer(bytes.fromhex(text), "<f4").astype(np.float32)
-        for name, text in lock.get("bias", {}).items()
-    }
-    needed = [name_of(value) for value in plan.calibrated]
-    missing = [n for n in needed if n not in spans]
-    if bias_correction:
-        sites = {
-            name_of(u.node.outputs[0]): placement.channels(u.node) for u in plan.units if u.bias
-        }
-        known = {name: shift.size for name, shift in corrections.items()}
-        missing += [name for name, size in sites.items() if known.get(name) != size]
-    elif corrections:
-        raise PassError("the lock holds bias corrections, but bias_correction is off: rebuild it")
-    if missing:
-        raise PassError(
-            f"the lock knows nothing about value '{missing[0]}': it was made for another model "
-            "or target; build without it"
-        )
-    return spans, corrections
 
 
 def _histogram(values: Array, name: str, number: int) -> Histogram:
