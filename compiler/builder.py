@@ -1,10 +1,11 @@
 """The whole story of a build, read top to bottom.
 
-source -> reference -> passes -> bundle -> the bundle judged against the reference -> report
+source -> reference -> search for the recipe -> bundle -> judged against the reference -> report
 """
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,23 +15,27 @@ from typing import Any
 import edgec
 from edgec import recipe as recipes
 from edgec.bench import Timing
+from edgec.coverage import measure_coverage
 from edgec.emit import check_model, emit, lay_out, make_manifest, save_reference
 from edgec.evaluate import Judgement
 from edgec.export import Exported, check_parity, export
 from edgec.golden import make_golden, restore_golden
 from edgec.inputs import Inputs, open_inputs
+from edgec.journal import Journal, journal_key
 from edgec.judging import judge_bundle, time_all
 from edgec.lock import Lock, check_lock, read_lock
 from edgec.metrics import load_metric
 from edgec.outputs import Places, file_digest, plan, staging
-from edgec.passes import Context
-from edgec.pipeline import Step, layer_noise, run_passes
+from edgec.passes import Context, Pass
+from edgec.pipeline import layer_noise, run_passes
 from edgec.promise import Limits, judge
 from edgec.report import Layer, Measurement, Parity, Report, Side, Skipped
 from edgec.report import Step as StepReport
 from edgec.report_html import render_html
+from edgec.search import Found, search
 from edgec.source import Data, Source, load_source
 from edgec.targets import Target, load_target
+from edgec.trial import Judge
 
 _CHECKS = 2  # samples on which every pass is checked
 
@@ -52,6 +57,7 @@ def build(
     threads: int = 1,
     seed: int = 0,
     version: int = 1,
+    search_minutes: float = 10.0,
     keep_reference: bool = True,
     progress: Progress = lambda what, done, total: None,
 ) -> Report:
@@ -63,6 +69,8 @@ def build(
     target's own. settings: ``PASS.PARAMETER=VALUE``. lock: decisions to replay, with their
     recipe, seed and version.
     threads: of the latency measurement. version: release counter in the manifest.
+    search_minutes: time after which no further recipe or choice of float layers is tried for
+    the limits; the best so far is built.
 
     Returns the report; ``report.kept`` is False if a promise is broken. Raises EdgecError,
     and leaves nothing behind, if the bundle cannot be built.
@@ -90,22 +98,6 @@ def build(
     reference_digest = reference.digest()
     progress("export", 1, 1)
 
-    if recipe is not None:
-        passes = recipes.load_recipe(recipe)
-    elif locked is not None:
-        passes = recipes.from_toml(locked.recipe, f"lock file {lock}")
-    else:
-        passes = recipes.default_recipe(device, exported.model, inputs.calibration is not None)
-    passes = recipes.with_settings(passes, settings)
-    recipe_text = recipes.to_toml(passes)
-    if locked is not None:
-        check_lock(
-            locked,
-            pathlib.Path(str(lock)),
-            reference=reference_digest,
-            recipe=recipe_text,
-            steps=len(passes),
-        )
     context = Context(
         target=device,
         reference=exported.model,
@@ -114,13 +106,50 @@ def build(
         seed=seed,
         progress=progress,
     )
-    steps = run_passes(
-        passes,
-        context,
-        inputs.checks[:_CHECKS],
-        locked.steps if locked is not None else (),
-        announce=lambda name: progress(name, 0, 1),
-    )
+    checks = inputs.checks[:_CHECKS]
+    announce = functools.partial(_announce, progress)
+    if locked is not None:
+        passes = (
+            recipes.load_recipe(recipe)
+            if recipe is not None
+            else recipes.from_toml(locked.recipe, f"lock file {lock}")
+        )
+        passes = recipes.with_settings(passes, settings)
+        check_lock(
+            locked,
+            pathlib.Path(str(lock)),
+            reference=reference_digest,
+            recipe=recipes.to_toml(passes),
+            steps=len(passes),
+        )
+        found = Found(passes, run_passes(passes, context, checks, locked.steps, announce), ())
+    else:
+        demanded = limits or Limits()
+        candidates = _candidates(recipe, settings, exported, inputs, device)
+        held_against = Judge(
+            reference=exported.model,
+            target=device,
+            inputs=inputs,
+            limits=demanded,
+            metric=task_metric,
+            declared=given.labels is not None,
+            threads=threads,
+        )
+        journal = Journal(
+            places.bundle.with_name(f".{places.bundle.stem}.search.json"),
+            _journal_key(reference_digest, device, candidates, demanded, inputs, seed, threads),
+        )
+        with journal:
+            found = search(
+                candidates,
+                context,
+                checks,
+                held_against,
+                journal=journal,
+                seconds=60.0 * search_minutes,
+                announce=announce,
+            )
+    steps, recipe_text = found.steps, recipes.to_toml(found.recipe)
     final = steps[-1].model if steps else exported.model
     check_model(final)
     layers = layer_noise(exported.model, steps, inputs.checks)
@@ -151,14 +180,16 @@ def build(
         timings, machine = time_all(exported.model, steps, file, device, threads, inputs.checks[0])
         progress("latency", 1, 1)
 
-        report = _report(given, device, steps, layers, judgement, inputs, parity, exported)
+        report = _report(given, device, found, layers, judgement, inputs, parity, exported)
         report = _with_latency(report, timings, machine)
+        coverage = measure_coverage(final, inputs.checks[0], device.session, threads)
         size_bytes = file.stat().st_size
         report = replace(
             report,
             size_bytes=size_bytes,
             reference=replace(report.reference, size_bytes=reference.size_bytes),
             bundle=replace(report.bundle, size_bytes=size_bytes),
+            coverage=coverage,
             bundle_path=str(places.bundle),
             bundle_sha256=file_digest(file),
             promises=judge(
@@ -186,6 +217,47 @@ def build(
         if keep_reference:
             save_reference(exported.model, folder / places.reference.name)
     return report
+
+
+def _announce(progress: Progress, name: str) -> None:
+    progress(name, 0, 1)
+
+
+def _candidates(
+    recipe: str | pathlib.Path | Sequence[str] | None,
+    settings: Sequence[str],
+    exported: Exported,
+    inputs: Inputs,
+    target: Target,
+) -> list[tuple[Pass, ...]]:
+    """The recipes to try, in order; the one that was asked for is the only one."""
+    if recipe is not None:
+        return [recipes.with_settings(recipes.load_recipe(recipe), settings)]
+    calibrated = inputs.calibration is not None
+    first, *others = recipes.default_recipes(target, exported.model, calibrated)
+    made = [recipes.with_settings(first, settings)]
+    for other in others:
+        names = {pass_.name for pass_ in other}
+        fitting = [text for text in settings if text.partition(".")[0] in names]
+        made.append(recipes.with_settings(other, fitting))
+    return made
+
+
+def _journal_key(
+    reference_digest: str,
+    target: Target,
+    candidates: Sequence[tuple[Pass, ...]],
+    limits: Limits,
+    inputs: Inputs,
+    seed: int,
+    threads: int,
+) -> str:
+    """What the outcomes of a search depend on."""
+    data = sorted(inputs.calibration.kept_digests()) if inputs.calibration is not None else ()
+    texts = [recipes.to_toml(candidate) for candidate in candidates]
+    return journal_key(
+        edgec.__version__, reference_digest, target, texts, limits, data, seed, threads
+    )
 
 
 def _with_data(
@@ -224,7 +296,7 @@ def _results(judgement: Judgement, inputs: Inputs) -> dict[str, Any]:
 def _report(
     source: Source,
     target: Target,
-    steps: Sequence[Step],
+    found: Found,
     layers: Sequence[Layer],
     judgement: Judgement,
     inputs: Inputs,
@@ -257,15 +329,16 @@ def _report(
                 sqnr_db=step.sqnr_db,
                 findings=step.result.findings,
             )
-            for step in steps
+            for step in found.steps
         ),
         skipped=tuple(
             Skipped(step.pass_.name, skip.node, skip.reason)
-            for step in steps
+            for step in found.steps
             for skip in step.result.skipped
         ),
         layers=tuple(layers),
-        findings=exported.findings + inputs.findings,
+        trials=found.trials if len(found.trials) > 1 else (),
+        findings=exported.findings + inputs.findings + found.findings,
     )
 
 

@@ -128,6 +128,13 @@ def _json_option(function: Callable[..., Any]) -> Callable[..., Any]:
     help="Release counter in the bundle; a device refuses to go back.",
 )
 @click.option(
+    "--search-minutes",
+    type=click.FloatRange(0, 10_000),
+    default=10.0,
+    show_default=True,
+    help="Time to look for a recipe and float layers that keep the promises.",
+)
+@click.option(
     "--reference/--no-reference",
     default=True,
     show_default=True,
@@ -171,11 +178,11 @@ def targets(name: str | None, as_json: bool) -> None:
         tables = [describe_target(target) for target in chosen]
         click.echo(json.dumps(tables[0] if name else tables, indent=2, sort_keys=True))
     elif name:
-        from edgec.report_terminal import target_table
+        from edgec.catalogue_tables import target_table
 
         _console().print(target_table(chosen[0]))
     else:
-        from edgec.report_terminal import targets_table
+        from edgec.catalogue_tables import targets_table
 
         _console().print(targets_table(chosen))
 
@@ -186,7 +193,7 @@ def targets(name: str | None, as_json: bool) -> None:
 def passes(name: str | None, as_json: bool) -> None:
     """List the passes in the order of their stages, or show the parameters of one."""
     from edgec.catalogue import describe_passes
-    from edgec.report_terminal import pass_table, passes_table
+    from edgec.catalogue_tables import pass_table, passes_table
 
     found = describe_passes(name)
     if as_json:

@@ -50,6 +50,7 @@ class Job:
     threads: int = 1
     seed: int = 0
     version: int = 1
+    search_minutes: float = 10.0
     keep_reference: bool = True
 
     def run(self, progress: Callable[[str, int, int], None]) -> Report:
@@ -70,6 +71,7 @@ class Job:
             threads=self.threads,
             seed=self.seed,
             version=self.version,
+            search_minutes=self.search_minutes,
             keep_reference=self.keep_reference,
             progress=progress,
         )
@@ -133,6 +135,7 @@ def jobs_from_options(source: str | None, options: Mapping[str, Any]) -> tuple[J
             threads=options["threads"],
             seed=options["seed"],
             version=options["release"],
+            search_minutes=options["search_minutes"],
             keep_reference=options["reference"],
         )
         for target in targets

@@ -118,13 +118,17 @@ def to_toml(passes: Sequence[Pass]) -> str:
     return "\n".join(lines)
 
 
-def default_recipe(target: Target, model: ir.Model, calibrated: bool) -> tuple[Pass, ...]:
-    """The target's recipe for this kind of model, with or without calibration data."""
-    kind = model_kind(model)
-    names = getattr(target.recipe, kind)
+def default_recipes(target: Target, model: ir.Model, calibrated: bool) -> list[tuple[Pass, ...]]:
+    """The target's recipes for this kind of model, the preferred one first.
+
+    calibrated: there is calibration data. The others are for models that come out slower
+    than float32 or lose too much.
+    """
+    names = getattr(target.recipe, model_kind(model))
     if not calibrated and "quantize-static" in names:
         names = target.recipe.uncalibrated
-    return load_recipe(names)
+    distinct = dict.fromkeys((names, target.recipe.compact, target.recipe.lossless))
+    return [load_recipe(recipe) for recipe in distinct]
 
 
 def model_kind(model: ir.Model) -> ModelKind:

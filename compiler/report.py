@@ -115,6 +115,55 @@ class Promise:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """One recipe that the search for the promise tried, judged on held-out calibration data.
+
+    kept_float: layers left in float for accuracy. drop: of the metric or the agreement; None
+    where no promise asks for it. speedup: None on a machine that is not of the target's kind.
+    reasons: the promises that it breaks, in words; empty if it keeps them all.
+    """
+
+    recipe: tuple[str, ...]
+    kept_float: int
+    size_bytes: int
+    speedup: float | None
+    drop: float | None
+    reasons: tuple[str, ...] = ()
+    chosen: bool = False
+
+    @property
+    def kept(self) -> bool:
+        """True if it keeps every promise."""
+        return not self.reasons
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """All executed nodes of one operator: their number and their share of the time, 0..1."""
+
+    op: str
+    nodes: int
+    integer: bool
+    time_share: float
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What ONNX Runtime executes in integers, by node and by share of the time (0..1).
+
+    conversion: QuantizeLinear and DequantizeLinear, which are neither integer nor float.
+    kernels: by operator, the largest share first.
+    """
+
+    nodes: int
+    integer_nodes: int
+    conversion_nodes: int
+    integer_time_share: float
+    conversion_time_share: float
+    kernels: tuple[KernelTime, ...] = ()
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that a build measured and decided.
 
@@ -141,6 +190,8 @@ class Report:
     steps: tuple[Step, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     layers: tuple[Layer, ...] = ()
+    trials: tuple[Trial, ...] = ()
+    coverage: Coverage | None = None
     promises: tuple[Promise, ...] = ()
     findings: tuple[str, ...] = ()
     bundle_path: str = ""

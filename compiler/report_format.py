@@ -13,11 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from edgec.report import Layer, Measurement, Promise, Report, Step
+from edgec.report import Coverage, Layer, Measurement, Promise, Report, Step
 
 NOT_MEASURED = "not measured"
 LOW_SQNR_DB = 10.0  # below it the noise has more than a tenth of the signal's power
 SQNR_CAP_DB = 200.0  # what equal arrays are given; -200 stands for NaN or a dead signal
+
+
+Rows = tuple[tuple[str, ...], list[tuple[str, ...]]]  # head and body of a table
 
 
 @dataclass(frozen=True)
@@ -229,6 +232,40 @@ def parity(report: Report) -> str:
         f"{decibels(measured.sqnr_db)}, largest difference {number(measured.max_abs_error)}, "
         f"on {count(measured.samples, 'sample')}"
     )
+
+
+def coverage(found: Coverage) -> str:
+    """How much ONNX Runtime executes in integers, in one line."""
+    return (
+        f"integer kernels: {found.integer_nodes} of {count(found.nodes, 'executed node')}, "
+        f"{percent(found.integer_time_share)} of the time; "
+        f"quantizing and dequantizing {percent(found.conversion_time_share)}"
+    )
+
+
+def kernel_rows(found: Coverage, amount: int) -> Rows:
+    """Head and rows of the operators that take the most time."""
+    rows: list[tuple[str, ...]] = [
+        (k.op, "integer" if k.integer else "float", str(k.nodes), percent(k.time_share))
+        for k in found.kernels[:amount]
+    ]
+    return ("most time in", "computes in", "nodes", "time"), rows
+
+
+def trial_rows(report: Report) -> Rows:
+    """Head and rows of the recipes that the search tried, in order."""
+    rows: list[tuple[str, ...]] = [
+        (
+            ", ".join(trial.recipe),
+            str(trial.kept_float),
+            size(trial.size_bytes),
+            times(trial.speedup) if is_measured(trial.speedup) else NOT_MEASURED,
+            number(trial.drop) if is_measured(trial.drop) else NOT_MEASURED,
+            "; ".join((*(("chosen",) if trial.chosen else ()), *trial.reasons)),
+        )
+        for trial in report.trials
+    ]
+    return ("tried", "kept float", "size", "speed", "held-out drop", "outcome"), rows
 
 
 def points(report: Report) -> tuple[Point, ...]:

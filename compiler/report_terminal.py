@@ -11,9 +11,7 @@ have them.
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgec import report_format as words
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from edgec.bench_bundle import Bench
-    from edgec.targets import Target
 
 _MEASURED = ("_ms", "_db", "_bytes", "value", "speedup", "agreement")  # keys of measurements
 _WORST = 5  # layers named in the terminal
@@ -37,7 +34,9 @@ def print_report(report: Report, console: Console) -> None:
     _print_head(report, console)
     _print_comparison(report, console)
     _print_promises(report, console)
+    _print_trials(report, console)
     _print_steps(report, console)
+    _print_kernels(report, console)
     _print_layers(report, console)
     _print_skipped(report, console)
     _print_findings(report, console)
@@ -73,46 +72,6 @@ def table(
     return drawn
 
 
-def targets_table(targets: Iterable[Target]) -> Table:
-    """Name, instruction set, systems and description of each target."""
-    rows = [
-        (target.name, target.arch, ", ".join(target.os), target.description) for target in targets
-    ]
-    return table(("target", "isa", "runs on", "description"), rows, wrap=("runs on", "description"))
-
-
-def target_table(target: Target) -> Table:
-    """Every capability of one target: its TOML key, its value and what it means."""
-    rows = list(capabilities(target))
-    return table(("capability", "value", "meaning"), rows, wrap=("value", "meaning"))
-
-
-def passes_table(passes: Iterable[Mapping[str, Any]]) -> Table:
-    """Name, stage, losslessness and summary of each pass that the catalogue describes."""
-    rows = [
-        (p["name"], p["stage"], "lossless" if p["lossless"] else "lossy", p["summary"])
-        for p in passes
-    ]
-    return table(("pass", "stage", "effect", "what it does"), rows, wrap=("what it does",))
-
-
-def pass_table(described: Mapping[str, Any]) -> Table:
-    """The parameters of one pass, under its description."""
-    rows = [
-        (p["name"], p["type"], json.dumps(p["default"], ensure_ascii=False))
-        for p in described["parameters"]
-    ]
-    effect = "lossless" if described["lossless"] else "lossy"
-    drawn = table(("parameter", "type", "default"), rows, wrap=("type", "default"))
-    drawn.title = _plain_text(
-        f"{described['name']} ({described['stage']}, {effect})\n{described['description']}\n"
-    )
-    drawn.title_justify = "left"
-    drawn.title_style = ""
-    drawn.expand = True
-    return drawn
-
-
 def bench_table(bench: Bench) -> Table:
     """Latency of the bundle and of what it was timed against, side by side."""
     own = bench.timings[0].median_ms
@@ -138,10 +97,10 @@ def print_bench(bench: Bench, console: Console) -> None:
         console.print()
         console.print(_promise_table(bench.promises))
     console.print()
-    console.print(_plain_text(f"on {words.machine_line(machine)}; {bench.inputs}"))
+    console.print(plain_text(f"on {words.machine_line(machine)}; {bench.inputs}"))
     if not machine.is_target:
         note = "This machine is not of the target's kind: take the latencies as a hint."
-        console.print(_plain_text(note), style="yellow")
+        console.print(plain_text(note), style="yellow")
 
 
 def print_facts(facts: Mapping[str, Any], console: Console) -> None:
@@ -239,6 +198,22 @@ def _print_steps(report: Report, console: Console) -> None:
         console.print(f"- {words.NOT_MEASURED}", style="dim", markup=False, highlight=False)
 
 
+def _print_trials(report: Report, console: Console) -> None:
+    if report.trials:
+        columns, rows = words.trial_rows(report)
+        console.print()
+        console.print(table(columns, rows, right=columns[1:5], wrap=("tried", "outcome")))
+
+
+def _print_kernels(report: Report, console: Console) -> None:
+    if report.coverage is None:
+        return
+    columns, rows = words.kernel_rows(report.coverage, _WORST)
+    console.print()
+    console.print(words.coverage(report.coverage), markup=False, highlight=False)
+    console.print(table(columns, rows, right=("nodes", "time")))
+
+
 def _print_layers(report: Report, console: Console) -> None:
     if not report.layers:
         return
@@ -303,43 +278,16 @@ def _print_origin(report: Report, console: Console) -> None:
     console.print(drawn)
 
 
-def capabilities(settings: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """(TOML key, value, comment in the schema) of every field, tables by dotted key."""
-    comments = _field_comments(type(settings))
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from capabilities(value, f"{prefix}{field.name}.")
-        else:
-            yield f"{prefix}{field.name}", _fact(field.name, value), comments.get(field.name, "")
-
-
-def _field_comments(cls: type) -> dict[str, str]:
-    """The comment beside each field of a dataclass, or on the line above it."""
-    import inspect
-    import re
-
-    comments: dict[str, str] = {}
-    above = ""
-    for line in inspect.getsource(cls).splitlines():
-        field = re.match(r"    (\w+): [^#]*(?:#\s*(.*))?$", line)
-        if field:
-            comments[field[1]] = field[2] or above
-        alone = re.match(r"    #\s*(.*)$", line)
-        above = alone[1] if alone else ""
-    return comments
-
-
 def _add_facts(drawn: Table, facts: Mapping[str, Any], indent: str, cell_width: int) -> None:
     for key, value in facts.items():
-        label = _plain_text(f"{indent}{key}")
+        label = plain_text(f"{indent}{key}")
         if isinstance(value, Mapping) and value:
             drawn.add_row(label, "")
             _add_facts(drawn, value, indent + "  ", cell_width)
         elif _is_records(value):
             columns = tuple(value[0])
             rows = [
-                [words.shorten(words.printable(_fact(c, row[c])), cell_width) for c in columns]
+                [words.shorten(words.printable(fact(c, row[c])), cell_width) for c in columns]
                 for row in value
             ]
             drawn.add_row(label, table(columns, rows))
@@ -348,7 +296,7 @@ def _add_facts(drawn: Table, facts: Mapping[str, Any], indent: str, cell_width: 
                 nested = item if isinstance(item, Mapping) else {"": item}
                 _add_facts(drawn, {f"{key} {index + 1}": nested}, indent, cell_width)
         else:
-            drawn.add_row(label, _plain_text(_fact(key, value)))
+            drawn.add_row(label, plain_text(fact(key, value)))
 
 
 def _is_records(value: Any) -> bool:
@@ -366,7 +314,7 @@ def _is_records(value: Any) -> bool:
     )
 
 
-def _fact(key: str, value: Any) -> str:
+def fact(key: str, value: Any) -> str:
     """A value as people read it; the key's ending tells the unit."""
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -383,13 +331,13 @@ def _fact(key: str, value: Any) -> str:
     if key == "shape":
         return "x".join(str(v) for v in value) or "scalar"
     if isinstance(value, Mapping):
-        return ", ".join(f"{k} = {_fact(str(k), v)}" for k, v in value.items()) or "none"
+        return ", ".join(f"{k} = {fact(str(k), v)}" for k, v in value.items()) or "none"
     if isinstance(value, (list, tuple)):
-        return ", ".join(_fact("", v) for v in value) or "none"
+        return ", ".join(fact("", v) for v in value) or "none"
     return str(value)
 
 
-def _plain_text(text: str) -> Text:
+def plain_text(text: str) -> Text:
     """Text that is not markup; lines stay lines."""
     from rich.text import Text
 

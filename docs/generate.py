@@ -86,7 +86,7 @@ def targets() -> str:
 
 def capabilities() -> str:
     """Every key of a target file, with its meaning."""
-    from edgec.report_terminal import capabilities as capabilities_of
+    from edgec.catalogue_tables import capabilities as capabilities_of
     from edgec.targets import load_target
 
     rows = capabilities_of(load_target("arm64"))

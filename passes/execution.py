@@ -53,11 +53,13 @@ def open_session(
     settings: Session | None = None,
     threads: int = 1,
     optimized: bool = True,
+    profile: str = "",
 ) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session of the model on this machine's CPU.
 
     outputs: names of values to return instead of the graph's outputs; unknown names and
-    values inside subgraphs are an error. settings: session options of a target.
+    values inside subgraphs are an error. settings: session options of a target. profile:
+    prefix of the file that ONNX Runtime's profiler writes; empty for none.
     Raises PassError with ONNX Runtime's reason if the model cannot be loaded.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -69,6 +71,8 @@ def open_session(
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, profile
     disabled: list[str] = []
     if settings is not None:
         disabled = list(settings.disabled_optimizers)

@@ -64,6 +64,8 @@ class Recipes:
     transformer: tuple[str, ...]  # most weights in matrix products
     recurrent: tuple[str, ...]  # most weights in LSTM and GRU
     uncalibrated: tuple[str, ...]  # without calibration data, most weights in convolutions
+    compact: tuple[str, ...]  # instead, where the above is slower than float32: small, as fast
+    lossless: tuple[str, ...]  # instead, where that is slower or loses too much, too
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Target:
     opset: int  # highest ONNX opset that the runtime supports
     int8: Int8
     recipe: Recipes
-    kernels: tuple[str, ...] = ()  # com.microsoft operators that the runtime executes
+    kernels: tuple[str, ...] = ()  # operators that `lower` may emit and the runtime executes fast
     static_shapes: bool = False  # True where dynamic dimensions must be fixed
     session: Session = field(default_factory=Session)
     int4: Int4 = field(default_factory=Int4)

@@ -305,11 +305,12 @@ FIELDS = (
 def test_the_report_has_the_promised_fields_and_a_broken_promise_is_exit_3(
     cnn_onnx: pathlib.Path, work: pathlib.Path
 ) -> None:
-    arguments = (cnn_onnx, "-t", "x86-64", "-o", "out", "--calibration", "model.py:calibration")
+    # a target of another instruction set: no recipe is given up for its speed on this machine
+    arguments = (cnn_onnx, "-t", "arm64", "-o", "out", "--calibration", "model.py:calibration")
     report = edgec_build(*arguments, "--max-size-mb", "0.01", "--max-drop", "0.5", code=3)
     assert json.loads(pathlib.Path("out/report.json").read_text()) == report
     assert set(FIELDS) <= set(report)
-    assert report["schema_version"] == 1 and report["target"] == "x86-64"
+    assert report["schema_version"] == 1 and report["target"] == "arm64"
     assert report["reference"]["latency_ms"] > 0 and report["bundle"]["latency_ms"] > 0
     ratio = report["reference"]["latency_ms"] / report["bundle"]["latency_ms"]
     assert report["speedup"] == pytest.approx(ratio)
@@ -320,7 +321,7 @@ def test_the_report_has_the_promised_fields_and_a_broken_promise_is_exit_3(
     html = pathlib.Path("out/report.html").read_text()
     assert "<svg" in html and "://" not in html.replace("http://www.w3.org", "")
     assert report["sqnr_db"] > 25 and "QLinearConv" not in json.dumps(report["skipped"])
-    assert edgec_runtime.load(report["bundle_path"]).self_test().passed
+    assert edgec_runtime.load(report["bundle_path"], any_target=True).self_test().passed
 
 
 @pytest.mark.parametrize("metric", ["top1", "model.py:score"])
@@ -391,15 +392,15 @@ def test_a_lock_replays_the_build_without_its_data(
     data: tuple[str, ...], cnn_onnx: pathlib.Path, work: pathlib.Path
 ) -> None:
     save_feeds(work / "other", 6, seed=99)
-    arguments = (cnn_onnx, "-t", "x86-64")
+    arguments = (cnn_onnx, "-t", "arm64")
     first = edgec_build(
         *arguments, "-o", "a", "--calibration", "model.py:calibration", "--seed", "5", "--release",
         "3", "--set", "quantize-static.bias_correction=false",
     )  # fmt: skip
-    again = edgec_build(*arguments, "-o", "b", "--lock", "a/cnn.x86-64.lock.json", *data)
+    again = edgec_build(*arguments, "-o", "b", "--lock", "a/cnn.arm64.lock.json", *data)
     assert again["bundle_sha256"] == first["bundle_sha256"]
     assert [s["name"] for s in again["steps"]][2] == "quantize-static"
-    locks = [pathlib.Path(f"{d}/cnn.x86-64.lock.json").read_text() for d in "ab"]
+    locks = [pathlib.Path(f"{d}/cnn.arm64.lock.json").read_text() for d in "ab"]
     assert locks[0] == locks[1]
 
 

@@ -12,17 +12,14 @@ from rich.console import Console
 from edgec import report_format as words
 from edgec.bench import Timing
 from edgec.bench_bundle import Bench
+from edgec.catalogue_tables import pass_table, passes_table, target_table, targets_table
 from edgec.report import Layer, Measurement, Promise, Report
 from edgec.report_terminal import (
     bench_table,
-    pass_table,
-    passes_table,
     print_bench,
     print_facts,
     print_report,
     table,
-    target_table,
-    targets_table,
 )
 from edgec.targets import load_target, target_names
 

@@ -1,0 +1,119 @@
+"""Judges a model during a search: on held-out calibration data, never on evaluation data.
+
+A trial asks what the final judgement will ask: is the model within the promised drop, size
+and latency, and is it no slower than the float32 reference? It looks at the model in memory
+with the target's session options; the emitted bundle is judged once, at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from edgec.bench import interleave
+from edgec.evaluate import Run, find_classifier, judge_outputs
+from edgec.inputs import Inputs
+from edgec.machine import is_kind_of, this_machine
+from edgec.metrics import METRICS, TaskMetric
+from edgec.passes.execution import open_session, run_feeds
+from edgec.pipeline import Step
+from edgec.promise import Limits
+from edgec.report import Trial
+from edgec.targets import Target
+
+NOISE = 0.97  # a ratio of latencies above this counts as "not slower"
+_CLEAR = 1.1  # factor by which a ratio has to miss or pass its limit to be settled quickly
+_QUICK_SECONDS, _SECONDS = 0.5, 3.0
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What every trial of one build is held against.
+
+    declared: the outputs are class scores because the user gave labels or a top-k metric.
+    """
+
+    reference: ir.Model
+    target: Target
+    inputs: Inputs
+    limits: Limits
+    metric: TaskMetric | None = None
+    declared: bool = False
+    threads: int = 1
+
+    def __call__(self, recipe: Sequence[str], kept_float: int, steps: Sequence[Step]) -> Trial:
+        """The trial of the model that the steps ended in.
+
+        recipe: names of the passes. kept_float: layers that were left in float for accuracy.
+        """
+        model = steps[-1].model if steps else self.reference
+        size_bytes = steps[-1].size_bytes if steps else 0
+        speedup, drop = self._speedup(model), self._drop(model)
+        reasons = []
+        if speedup is not None and speedup < NOISE:
+            reasons.append("slower than float32")
+        elif speedup is not None and speedup < (self.limits.min_speedup or 0.0):
+            reasons.append(f"below {self.limits.min_speedup}x")
+        if drop is not None and self.limits.max_drop is not None and drop > self.limits.max_drop:
+            reasons.append(f"drop above {self.limits.max_drop}")
+        if self.limits.max_size_mb is not None and size_bytes > self.limits.max_size_mb * 1e6:
+            reasons.append(f"weights above {self.limits.max_size_mb} MB")
+        return Trial(
+            recipe=tuple(recipe),
+            kept_float=kept_float,
+            size_bytes=size_bytes,
+            speedup=None if speedup is None else round(speedup, 3),
+            drop=drop,
+            reasons=tuple(reasons),
+        )
+
+    def _speedup(self, model: ir.Model) -> float | None:
+        """Latency of the reference over the model's; None on a machine of another kind."""
+        if not is_kind_of(this_machine(), self.target):
+            return None
+        feeds = self.inputs.checks[0]
+        calls = []
+        for name, graph in (("reference", self.reference), ("model", model)):
+            session = open_session(graph, settings=self.target.session, threads=self.threads)
+            calls.append((name, lambda session=session: run_feeds(session, feeds)))
+        limit = max(1.0, self.limits.min_speedup or 1.0)
+        ratio = 0.0
+        for seconds in (_QUICK_SECONDS, _SECONDS):
+            reference, own = interleave(calls, seconds=seconds)
+            ratio = reference.median_ms / own.median_ms
+            if not limit / _CLEAR < ratio < limit * _CLEAR:
+                break
+        return ratio
+
+    def _drop(self, model: ir.Model) -> float | None:
+        """Loss of the metric, or of the agreement, on the held-out calibration samples.
+
+        None without a promise to hold it against, or without held-out samples.
+        """
+        samples = self.inputs.validation
+        if samples is None or self.limits.max_drop is None:
+            return None
+        runs = [
+            _runner(open_session(self.reference, threads=self.threads)),
+            _runner(open_session(model, settings=self.target.session, threads=self.threads)),
+        ]
+        labelled = self.metric is not None and bool(next(iter(samples.samples())).labels)
+        top_k = self.metric in (METRICS["top1"], METRICS["top5"])
+        judgement = judge_outputs(
+            runs[0],
+            runs[1],
+            samples.samples(),
+            classifier=find_classifier(self.reference, self.declared or top_k),
+            metric=self.metric if labelled else None,
+        )
+        if judgement.metric is not None:
+            return round(judgement.metric.drop, 6)
+        return round(1.0 - judgement.agreement, 6)
+
+
+def _runner(session: Any) -> Run:
+    names = [output.name for output in session.get_outputs()]
+    return lambda feeds: dict(zip(names, run_feeds(session, feeds), strict=True))
