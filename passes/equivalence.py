@@ -56,8 +56,8 @@ def padded_variants(model: ir.Model, feeds: Feeds) -> list[Feeds]:
     """The feeds as they are, and right- and left-padded batches of them.
 
     A batch repeats the sample where the model's first dimension is open; in its last row
-    the attention masks are zero at the last, or first, third of the positions. Models
-    without a mask among their inputs give the feeds alone.
+    the attention masks are turned over at the last, or first, third of the positions.
+    Models without a mask among their inputs give the feeds alone.
     """
     masks = [name for name, array in feeds.items() if _is_mask(name, array)]
     if not masks:
@@ -76,7 +76,8 @@ def padded_variants(model: ir.Model, feeds: Feeds) -> list[Feeds]:
         for name in masks:
             length = batch[name].shape[1]
             third = slice(0, length // 3) if left else slice(length - length // 3, length)
-            batch[name][-1, third] = 0
+            # a mask of mostly ones attends to ones, one of mostly zeros ignores them
+            batch[name][-1, third] = 0 if batch[name].mean() >= 0.5 else 1
         variants.append(batch)
     return variants
 
@@ -94,12 +95,31 @@ def largest_error(reference: ir.Model, model: ir.Model, samples: Sequence[Feeds]
     actual = _all_outputs(model, samples)
     return max(
         (
-            _difference(a, b)
+            difference(a, b)
             for xs, ys in zip(expected, actual, strict=True)
             for a, b in zip(xs, ys, strict=True)
         ),
         default=0.0,
     )
+
+
+def difference(reference: Array, actual: Array) -> float:
+    """Largest difference of two arrays relative to the reference's largest number.
+
+    The exceptions are those of ``largest_error``.
+    """
+    if reference.shape != actual.shape or reference.dtype != actual.dtype:
+        return float("inf")
+    if reference.dtype.kind not in "fV":  # V: bfloat16 and float8
+        return 0.0 if np.array_equal(reference, actual) else float("inf")
+    a, b = reference.astype(np.float64), actual.astype(np.float64)
+    if not np.array_equal(np.isfinite(a), np.isfinite(b)):
+        return float("inf")
+    finite = np.isfinite(a)
+    if not finite.any():
+        return 0.0
+    largest = max(float(np.abs(a[finite]).max()), 1e-3)
+    return float(np.abs(a[finite] - b[finite]).max()) / largest
 
 
 def _all_outputs(model: ir.Model, samples: Sequence[Feeds]) -> list[list[Array]]:
@@ -126,21 +146,6 @@ def _run(session: onnxruntime.InferenceSession, feeds: Feeds) -> list[Array] | N
             return None
         raise
     return [np.asarray(output) for output in outputs]
-
-
-def _difference(reference: Array, actual: Array) -> float:
-    if reference.shape != actual.shape or reference.dtype != actual.dtype:
-        return float("inf")
-    if reference.dtype.kind not in "fV":  # V: bfloat16 and float8
-        return 0.0 if np.array_equal(reference, actual) else float("inf")
-    a, b = reference.astype(np.float64), actual.astype(np.float64)
-    if not np.array_equal(np.isfinite(a), np.isfinite(b)):
-        return float("inf")
-    finite = np.isfinite(a)
-    if not finite.any():
-        return 0.0
-    largest = max(float(np.abs(a[finite]).max()), 1e-3)
-    return float(np.abs(a[finite] - b[finite]).max()) / largest
 
 
 def _is_mask(name: str, array: Array) -> bool:

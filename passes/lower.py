@@ -26,7 +26,7 @@ class Lower:
     name: ClassVar[str] = "lower"
     stage: ClassVar[Stage] = Stage.LOWER
     lossless: ClassVar[bool] = True
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def run(self, model: ir.Model, context: Context) -> Result:
         """Lower; ``changed`` counts the nodes that were replaced or read another form.

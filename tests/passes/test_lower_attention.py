@@ -6,6 +6,7 @@ import dataclasses
 import re
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -14,6 +15,7 @@ from edgec.passes.equivalence import largest_error, padded_variants
 from edgec.passes.execution import graph_bytes
 from edgec.passes.lower_attention import lower_attention
 from edgec.passes.lower_norm import lower_norm
+from edgec.passes.matching import bypass_identities
 from edgec.targets import load_target
 
 FLOAT_NOISE = 1e-5  # the kernels sum in another order
@@ -70,6 +72,12 @@ def feeds(batch: int = 2, length: int = 6) -> Feeds:
     return {**arrays, "attention_mask": np.ones((batch, length), np.int64)}
 
 
+def contrib_context(model: ir.Model) -> Context:
+    """A target whose runtime has MultiHeadAttention and no standard Attention."""
+    target = dataclasses.replace(load_target("x86-64"), kernels=("MultiHeadAttention",))
+    return dataclasses.replace(context_for(model), target=target)
+
+
 def op_types(model: ir.Model) -> list[str]:
     return [node.op_type for node in model.graph]
 
@@ -77,11 +85,21 @@ def op_types(model: ir.Model) -> list[str]:
 def test_masked_attention_becomes_one_node_and_computes_the_same_on_padded_batches():
     model = attention()
     result = lower_attention(model.clone(), context_for(model))
-    assert result.changed == 1
-    assert "Softmax" not in op_types(result.model)
+    assert result.changed == 1 and "Softmax" not in op_types(result.model)
+    node = next(n for n in result.model.graph if n.op_type == "Attention")
+    assert node.domain == "" and node.outputs[0].name == "y0"
+    assert result.model.opset_imports == {"": 23}
+    onnx.checker.check_model(ir.to_proto(result.model), full_check=True)
+    assert largest_error(model, result.model, padded_variants(model, feeds())) < FLOAT_NOISE
+
+
+def test_a_target_without_standard_attention_gets_multi_head_attention():
+    model = attention()
+    result = lower_attention(model.clone(), contrib_context(model))
+    assert result.changed == 1 and "Softmax" not in op_types(result.model)
     node = next(n for n in result.model.graph if n.op_type == "MultiHeadAttention")
     assert node.domain == "com.microsoft" and node.outputs[0].name == "y0"
-    assert result.model.opset_imports["com.microsoft"] == 1
+    assert result.model.opset_imports == {"": 21, "com.microsoft": 1}
     assert str(node.outputs[0].shape) == "[B,S,8]"  # a contrib op's shape is never inferred
     assert largest_error(model, result.model, padded_variants(model, feeds())) < FLOAT_NOISE
 
@@ -109,7 +127,7 @@ def test_a_scale_on_both_sides_is_collected():
                 node.replace_input_with(index, scaled.outputs[0])
     result = lower_attention(model.clone(), context_for(model))
     assert result.changed == 1
-    (fused,) = (n for n in result.model.graph if n.op_type == "MultiHeadAttention")
+    (fused,) = (n for n in result.model.graph if n.op_type == "Attention")
     assert fused.attributes.get_float("scale") == pytest.approx(0.3 * 0.3 / 2)
 
 
@@ -121,10 +139,23 @@ def test_a_match_that_computes_something_else_is_left_with_its_error():
             "int64[3] merge": "int64[4] wrong = {0, 0, 4, 2}, int64[3] merge",
         }
     )
-    result = lower_attention(model.clone(), context_for(model))
+    result = lower_attention(model.clone(), contrib_context(model))
     assert result.changed == 0
     assert "MultiHeadAttention differs by" in result.skipped[0].reason
     assert graph_bytes(result.model) == graph_bytes(model)
+
+
+def test_heads_made_in_another_way_are_taken_as_they_are():
+    # the same mixed queries: right in split form, which asks nothing about their origin
+    model = attention(
+        **{
+            "q4 = Reshape(q, split)": f"{MIXED} q4 = Transpose<perm = [0, 1, 3, 2]>(q5)",
+            "int64[3] merge": "int64[4] wrong = {0, 0, 4, 2}, int64[3] merge",
+        }
+    )
+    result = lower_attention(model.clone(), context_for(model))
+    assert result.decisions == {"attention": {"o": "split"}}
+    assert largest_error(model, result.model, padded_variants(model, feeds())) < FLOAT_NOISE
 
 
 def test_only_the_false_one_of_two_matches_is_left():
@@ -145,17 +176,22 @@ def test_only_the_false_one_of_two_matches_is_left():
     model = ir.from_onnx_text(
         f'<ir_version: 10, opset_import: ["" : 21]>\n{header}> {{ {first} {false} }}'
     )
-    result = lower_attention(model.clone(), context_for(model))
-    assert result.decisions == {"attention": ["y0"]}
-    assert [skip.node for skip in result.skipped] == ["y0_2"]
+    result = lower_attention(model.clone(), contrib_context(model))
+    assert result.decisions == {"attention": {"o": "merged"}}
+    assert [skip.node for skip in result.skipped] == ["o_2"]
     assert largest_error(model, result.model, padded_variants(model, feeds())) < FLOAT_NOISE
 
 
 def test_a_lock_is_followed_without_a_proof():
     model = attention()
-    assert lower_attention(model.clone(), context_for(model, lock={"attention": []})).changed == 0
-    result = lower_attention(model.clone(), context_for(model, lock={"attention": ["y0"]}))
-    assert result.changed == 1 and result.decisions == {"attention": ["y0"]}
+    assert lower_attention(model.clone(), context_for(model, lock={"attention": {}})).changed == 0
+    for form in ("merged", "split"):
+        lock = {"attention": {"o": form}}
+        result = lower_attention(model.clone(), context_for(model, lock=lock))
+        assert result.changed == 1 and result.decisions == lock
+        assert ("y0" in {n.outputs[0].name for n in result.model.graph}) and largest_error(
+            model, result.model, padded_variants(model, feeds())
+        ) < FLOAT_NOISE
 
 
 def test_a_target_without_the_kernel_keeps_the_graph():
@@ -185,6 +221,60 @@ def test_calibration_feeds_are_used_where_there_are_some():
     model = attention()
     result = lower_attention(model.clone(), context_for(model, samples=[feeds(length=5)]))
     assert result.changed == 1
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        "attend = Cast<to = 9>(attention_mask) a4 = Unsqueeze(attend, axes) "
+        "scores = Where(a4, scaled, low)",
+        "s0 = Add(scaled, bias) scores = Identity(s0)",
+        "row = Unsqueeze(bias, zero) r1 = Squeeze(row, zero) scores = Add(r1, scaled)",
+    ],
+    ids=["where", "identity", "operands swapped"],
+)
+def test_masks_of_other_exporters_are_understood(scores):
+    text = {
+        "int64[2] axes": "int64[1] zero = {0}, float[B,1,1,S] r1, bool[B,1,1,S] a4, int64[2] axes"
+    }
+    model = attention(scores, **text)
+    bypass_identities(model)
+    result = lower_attention(model.clone(), context_for(model))
+    assert result.changed == 1, result.skipped
+    assert largest_error(model, result.model, padded_variants(model, feeds())) < FLOAT_NOISE
+
+
+def test_three_axes_as_nn_multihead_attention_writes_them():
+    text = """<ir_version: 10, opset_import: ["" : 21]>
+    g (float[6,S,4] q, float[6,T,4] k, float[6,T,4] v) => (float[6,S,4] y)
+    <float half = {0.5}, float[6,4,T] kt, float[6,S,T] s, float[6,S,T] p> {
+        kt = Transpose<perm = [0, 2, 1]>(k)
+        scaled = Mul(q, half)
+        s = MatMul(scaled, kt)
+        p = Softmax<axis = -1>(s)
+        y = MatMul(p, v)
+    }"""
+    model = ir.from_onnx_text(text)
+    result = lower_attention(model.clone(), context_for(model))
+    assert result.decisions == {"attention": {"y": "split"}}
+    random = np.random.default_rng(1)
+    shapes = {"q": (6, 5, 4), "k": (6, 7, 4), "v": (6, 7, 4)}
+    arrays = {n: random.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
+    assert largest_error(model, result.model, [arrays]) < FLOAT_NOISE
+
+
+def test_a_scale_computed_from_the_size_of_a_head_is_read():
+    root = (
+        "sizes = Shape(qh) last = Gather(sizes, three) "
+        "size = Cast<to = 1>(last) rt = Sqrt(size) scaled = Div(qk, rt)"
+    )
+    model = attention(
+        **{"scaled = Div(qk, root)": root, "int64[2] axes": "int64 three = {3}, int64[2] axes"}
+    )
+    result = lower_attention(model.clone(), context_for(model))
+    (node,) = (n for n in result.model.graph if n.op_type == "Attention")
+    assert node.attributes.get_float("scale") == pytest.approx(0.5)
+    assert largest_error(model, result.model, padded_variants(model, feeds())) < FLOAT_NOISE
 
 
 def test_written_out_rms_norm_becomes_the_runtimes_operator():
