@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from edgec.passes import PassError, QuantizeDynamic
-from edgec.passes.execution import graph_bytes, sqnr_db
+from edgec.passes.execution import graph_bytes, run_values, sqnr_db
 from edgec.passes.lower import Lower
 from edgec.targets import load_target
 
@@ -205,6 +205,60 @@ def test_weight_inside_a_branch_is_quantized():
         (reference,) = graphs.run(model, c=np.array(c), x=x)
         (actual,) = graphs.run(result.model, c=np.array(c), x=x)
         assert sqnr_db(reference, actual) > 35
+
+
+def with_calibration(model, **feeds):
+    return graphs.context(model, calibration=[feeds], validation=None)
+
+
+def test_sensitivity_is_each_layers_own_error_on_float_inputs():
+    model, feeds = graphs.mlp()
+    # a column 200 times as large as the others takes the range from all of them
+    outlier = model.graph.initializers["b1"].const_value.numpy().copy()
+    outlier[0] = 200
+    model.graph.initializers["b1"].const_value = ir.tensor(outlier, name="b1")
+    context = with_calibration(model, **feeds)
+    result = QuantizeDynamic(min_weights=1024).run(model.clone(), context)
+    assert list(result.sensitivity) == ["fc2", "fc1"]  # the lowest first
+    # fc2 by hand: its float input, its own quantization alone
+    (hidden,) = run_values(model, ["a"], [feeds])
+    alone = graphs.graph(
+        "g (float[n, 64] a) => (float[n, 40] m) { [fc2] m = MatMul (a, w2) }",
+        {"w2": graphs.weight(64, 40, seed=2)},
+    )
+    (reference,) = graphs.run(alone, **hidden)
+    (actual,) = graphs.run(quantized(alone).model, **hidden)
+    assert result.sensitivity["fc2"] == pytest.approx(sqnr_db(reference, actual), abs=0.1)
+    assert result.sensitivity["fc1"] > result.sensitivity["fc2"] + 10
+
+
+def test_skipping_the_most_sensitive_layer_helps_most():
+    model, feeds = graphs.transformer()
+    (reference,) = graphs.run(model, **feeds)
+    context = with_calibration(model, **feeds)
+    ranked = QuantizeDynamic(min_weights=1024).run(model.clone(), context).sensitivity
+
+    def gain(name):
+        (actual,) = graphs.run(quantized(model, skip=(name,)).model, **feeds)
+        return sqnr_db(reference, actual)
+
+    names = list(ranked)
+    assert set(names) == {"q", "k", "v", "out", "lm_head"}  # the table of "embed" is tied
+    assert gain(names[0]) > gain(names[-1])
+
+
+def test_sensitivity_comes_from_the_lock_and_changes_no_byte():
+    model, feeds = graphs.mlp()
+    measured = QuantizeDynamic(min_weights=1024).run(
+        model.clone(), with_calibration(model, **feeds)
+    )
+    replayed = QuantizeDynamic(min_weights=1024).run(
+        model.clone(), graphs.context(model, lock=measured.decisions)
+    )
+    assert replayed.sensitivity == measured.sensitivity != {}
+    plain = quantized(model)
+    assert plain.sensitivity == {} and plain.decisions == {}
+    assert graph_bytes(plain.model) == graph_bytes(measured.model) == graph_bytes(replayed.model)
 
 
 def test_wrong_parameter_is_refused():
