@@ -2,8 +2,10 @@
 
     Q(a*x + b; s, z)  ->  Q(x; s/a, z + b/s)      the DequantizeLinear keeps s and z
 
-The integers are the same if b / s is an integer, so the scale is enlarged a little until it
-is. This holds where the affine map cannot be folded into the convolution behind it because
+The integers are the same if b / s is an integer. Where it nearly is, the rest is left to bias
+correction; elsewhere the scale is enlarged a little until it is, or, where that would take
+too much, the rest is left all the same: less than half a step, and wrong at padded borders
+only. This holds where the affine map cannot be folded into the convolution behind it because
 of padding: the padded zero keeps its integer z. A learned affine map around an activation
 (PP-LCNet) costs two passes over the tensor otherwise.
 
@@ -23,7 +25,7 @@ from edgec.passes.weights import constant
 
 _MOST_ENLARGED = 1.0 / 8  # share by which a scale may grow to make b / s an integer
 _MOST_REDUCED = 1.0 / 256  # share by which it may shrink: cuts the range by less than a step
-_NEGLIGIBLE = 1.0 / 6  # of a step: a smaller offset is left to bias correction
+_NEGLIGIBLE = 1.0 / 6  # of a step: what may be left to bias correction before a scale grows
 
 
 @dataclass(frozen=True)
@@ -56,16 +58,15 @@ def affine_before(value: ir.Value) -> Affine | None:
 def folded(affine: Affine, parameters: Parameters) -> tuple[Parameters, Parameters] | None:
     """Parameters of the QuantizeLinear of the source and of the DequantizeLinear behind it.
 
-    None if the offset is no whole number of steps at any scale near the given one.
+    None if the zero point of the QuantizeLinear would not fit into 8 bits.
     """
     steps = abs(affine.offset) / parameters.scale
-    scale, shift = parameters.scale, 0
-    if steps > _NEGLIGIBLE:
-        whole = math.floor(steps / (1.0 - _MOST_REDUCED))
-        if whole == 0 or steps / whole > 1.0 + _MOST_ENLARGED:
-            return None
-        scale = abs(affine.offset) / whole
-        shift = whole if affine.offset > 0 else -whole
+    scale, whole = parameters.scale, round(steps)
+    if abs(steps - whole) > _NEGLIGIBLE:
+        below = math.floor(steps / (1.0 - _MOST_REDUCED))
+        if below and steps / below <= 1.0 + _MOST_ENLARGED:
+            scale, whole = abs(affine.offset) / below, below
+    shift = whole if affine.offset > 0 else -whole
     after = replace(parameters, scale=float(np.float32(scale)))
     before = Parameters(
         float(np.float32(scale / affine.factor)), after.zero_point + shift, after.dtype

@@ -17,13 +17,14 @@ import onnx_ir.passes.common as common
 from edgec.passes.contract import Context, Result, Skip, Stage
 from edgec.passes.fuse_activation import fuse_gelu, fuse_hard_swish
 from edgec.passes.fuse_clip import fuse_clip
-from edgec.passes.fuse_conv import fold_affine, fold_pad
+from edgec.passes.fuse_conv import fold_affine, fold_affine_before, fold_pad
 from edgec.passes.fuse_layout import fix_reshape, fuse_flat_softmax, fuse_global_pool
 from edgec.passes.fuse_norm import fuse_layer_norm
 from edgec.passes.matching import Rule, bypass_identities
 
 _RULES: tuple[Rule, ...] = (
     fold_affine,
+    fold_affine_before,
     fold_pad,
     fuse_clip,
     fuse_layer_norm,
@@ -42,7 +43,7 @@ class Fuse:
     name: ClassVar[str] = "fuse"
     stage: ClassVar[Stage] = Stage.CLEAN
     lossless: ClassVar[bool] = True
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def run(self, model: ir.Model, context: Context) -> Result:
         """Return the fused model; ``changed`` counts the rewrites."""

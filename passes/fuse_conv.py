@@ -2,11 +2,13 @@
 
     Conv/ConvTranspose/Gemm -> BatchNormalization | Add | Sub | Mul | Div by a constant
         y = s (W x + b) + t    becomes    y = (s W) x + (s b + t),  s and t per channel
+    Mul | Div | Add | Sub with one number -> Conv
+        y = W (s x + t) + b    becomes    y = (s W) x + (t sum(W) + b)
     Pad with zeros -> Conv | AveragePool    becomes    pads of the second
 
-Folding is done in float64 and rounded once. Left out: BatchNormalization in front of a
-convolution (padding makes it inexact at the border), and MatMul, whose bias ONNX Runtime
-adds itself.
+Folding is done in float64 and rounded once. Left out: an Add in front of a convolution with
+padding (inexact at the border), factors per channel in front of one (a per-tensor activation
+scale would have to span them), and MatMul, whose bias ONNX Runtime adds itself.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from edgec.passes.matching import (
     is_op,
     producer,
     remove_unused,
+    same_rank,
+    scalar,
     shared_reason,
     take_over,
     with_new_numbers,
@@ -76,6 +80,64 @@ def fold_affine(node: ir.Node, opset: int) -> bool | Skip | None:
     _write(linear, new_weight, new_bias)
     take_over(node.outputs[0], linear.outputs[0])
     return True
+
+
+def fold_affine_before(node: ir.Node, opset: int) -> bool | Skip | None:
+    """Fold one number that is added to a convolution's input, or multiplied with it, into it.
+
+    Learned scales and shifts around an activation (PP-LCNet) are two passes over the tensor.
+    """
+    if not is_op(node, "Conv"):
+        return None
+    before = producer(node.inputs[0], "Add", "Sub", "Mul", "Div")
+    line = None if before is None else _line(before)
+    if before is None or line is None:
+        return None
+    data, scale, shift = line
+    weight, bias = constant(node.inputs[1]), None
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        bias = constant(node.inputs[2])
+        if bias is None:
+            return Skip(label(before), f"bias of '{label(node)}' is computed, not constant")
+    if weight is None or weight.dtype not in (np.float16, np.float32, np.float64):
+        return Skip(label(before), f"weight of '{label(node)}' is no constant float")
+    if reason := shared_reason(before.outputs[0]):
+        return Skip(label(before), reason)
+    padded = node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+    if shift and (padded or any(node.attributes.get_ints("pads", []))):
+        return Skip(label(before), f"'{label(node)}' pads with zeros behind it")
+    sums = weight.astype(np.float64).reshape(weight.shape[0], -1).sum(axis=1)
+    with np.errstate(over="ignore"):  # an overflow is refused below
+        new_weight = (scale * weight.astype(np.float64)).astype(weight.dtype)
+        new_bias = (shift * sums + (0.0 if bias is None else bias)).astype(weight.dtype)
+    if not (np.isfinite(new_weight).all() and np.isfinite(new_bias).all()):
+        return Skip(label(before), f"folding overflows the weights of '{label(node)}'")
+    if shift:
+        _write(node, new_weight, new_bias)
+    else:
+        assert node.inputs[1] is not None
+        node.replace_input_with(1, with_new_numbers(node.inputs[1], new_weight))
+    node.replace_input_with(0, data)
+    remove_unused(before)
+    return True
+
+
+def _line(node: ir.Node) -> tuple[ir.Value, float, float] | None:
+    """x, s and t where a node computes s x + t with one number; None for anything else."""
+    for data, other in (node.inputs, (node.inputs[1], node.inputs[0])):
+        number = scalar(other)
+        if data is None or number is None or scalar(data) is not None:
+            continue
+        if not same_rank(node.outputs[0], data):
+            return None
+        if node.op_type == "Add":
+            return data, 1.0, number
+        if node.op_type == "Mul":
+            return data, number, 0.0
+        if node.op_type == "Sub":
+            return (data, 1.0, -number) if data is node.inputs[0] else (data, -1.0, number)
+        return (data, 1.0 / number, 0.0) if data is node.inputs[0] and number else None
+    return None
 
 
 def fold_pad(node: ir.Node, opset: int) -> bool | Skip | None:

@@ -146,6 +146,50 @@ def test_a_constant_per_pixel_does_not_fold():
     assert op_types(fuse(model).model) == ["Conv", "Add"]
 
 
+@pytest.mark.parametrize(
+    "expression", ["Add(x, c)", "Sub(x, c)", "Sub(c, x)", "Mul(c, x)", "Div(x, c)"]
+)
+@pytest.mark.parametrize("pads", [(0, 0, 0, 0), (1, 1, 1, 1)])
+def test_one_number_in_front_folds_into_the_convolution_where_padding_allows(expression, pads):
+    model = with_weights(
+        f"g (float[1,4,5,5] x) => (float y) <> "
+        f"{{ a = {expression} y = Conv<group = 2, pads = {list(pads)}>(a, w) }}",
+        w=normal(6, 2, 3, 3),
+        c=np.array([0.7], np.float32),
+    )
+    result = fuse(model)
+    folds = not any(pads) or expression[:3] in ("Mul", "Div")
+    assert op_types(result.model) == (["Conv"] if folds else [expression[:3], "Conv"])
+    assert_same(model, result.model)
+    assert folds or "pads with zeros" in result.skipped[0].reason
+
+
+def test_a_learned_scale_and_shift_both_fold_into_the_convolution_behind_them():
+    model = with_weights(
+        "g (float[1,4,5,5] x) => (float y) <> "
+        "{ h = HardSwish(x) m = Mul(a, h) n = Add(m, c) y = Conv(n, w, b) }",
+        w=normal(3, 4, 1, 1),
+        b=normal(3, seed=1),
+        a=np.array([1.3], np.float32),
+        c=np.array([-0.2], np.float32),
+    )
+    result = fuse(model)
+    assert op_types(result.model) == ["HardSwish", "Conv"]
+    assert_same(model, result.model)
+
+
+def test_a_number_in_front_of_two_readers_stays_with_a_reason():
+    model = with_weights(
+        "g (float[1,4,5,5] x) => (float y, float z) <> "
+        "{ a = Mul(x, c) y = Conv(a, w) z = Relu(a) }",
+        w=normal(3, 4, 1, 1),
+        c=np.array([0.7], np.float32),
+    )
+    result = fuse(model)
+    assert result.changed == 0
+    assert "read by 2 nodes" in result.skipped[0].reason
+
+
 def test_a_shared_weight_keeps_its_numbers_for_the_other_node():
     model = with_weights(
         "g (float[1,2,4,4] x) => (float[1,3,4,4] y, float[1,3,4,4] z) <> "
