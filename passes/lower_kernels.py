@@ -2,13 +2,14 @@
 
 MatMulNBits takes unsigned 4- or 8-bit weights [out, blocks, bytes a block], padded to whole
 blocks, with one float scale a block and an optional packed zero point (default: the middle
-of the range). DynamicQuantizeLSTM takes W and R transposed, int8, one scale a gate row.
-A weight that several nodes share is packed once.
+of the range). GatherBlockQuantized looks up rows of the same storage, so that an embedding
+table and the output layer that shares it stay one. DynamicQuantizeLSTM takes W and R
+transposed, int8, one scale a gate row. A weight that several nodes share is packed once.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -26,6 +27,7 @@ class Integers:
     """A constant behind a DequantizeLinear: weight = (values - zero_point) * scale.
 
     axis: of the scales; None is one scale for all. block_size: 0 is one scale an index.
+    transposed: the arrays are the transposes of what is stored, since a Transpose follows.
     """
 
     value: ir.Value  # the initializer, for its name and home
@@ -34,7 +36,8 @@ class Integers:
     zero_point: Array | None
     axis: int | None
     block_size: int
-    output: ir.Value  # of the DequantizeLinear
+    output: ir.Value  # of the DequantizeLinear, or of the Transpose behind it
+    transposed: bool = False
 
     def bits(self) -> int:
         """Bits of a stored weight: 4 or 8."""
@@ -50,8 +53,14 @@ class Integers:
 
 
 def integers_behind(value: ir.Value | None) -> Integers | None:
-    """What stands behind an input if it is a dequantized constant weight, else None."""
+    """What stands behind an input if it is a dequantized constant weight, else None.
+
+    The transpose of a dequantized matrix in blocks is one too.
+    """
     node = None if value is None else value.producer()
+    if value is not None and node is not None and node.op_type == "Transpose" and not node.domain:
+        inner = integers_behind(node.inputs[0])
+        return None if inner is None else _transpose(inner, value)
     if value is None or node is None or node.op_type != "DequantizeLinear" or node.domain:
         return None
     source = node.inputs[0]
@@ -74,11 +83,27 @@ def integers_behind(value: ir.Value | None) -> Integers | None:
     )
 
 
+def _transpose(weight: Integers, output: ir.Value) -> Integers | None:
+    """The transpose of a matrix in blocks."""
+    if weight.values.ndim != 2 or not weight.block_size or weight.axis is None:
+        return None
+    zero_point = weight.zero_point
+    return replace(
+        weight,
+        values=weight.values.T,
+        scale=weight.scale.T,
+        zero_point=None if zero_point is None else zero_point.T,
+        axis=1 - weight.axis,
+        output=output,
+        transposed=not weight.transposed,
+    )
+
+
 @dataclass
 class Kernels:
     """Replaces nodes of one model by kernels of the target.
 
-    Both methods raise Refused, with the node untouched, where there is none or it does not pay.
+    Its methods raise Refused, with the node untouched, where there is none or it does not pay.
     """
 
     editor: Editor
@@ -155,7 +180,8 @@ class Kernels:
         self, weight: Integers, *, transposed: bool, alpha: float
     ) -> tuple[ir.Value, ir.Value, ir.Value | None]:
         """The weight as MatMulNBits stores it: unsigned, blocks of each output row by row."""
-        key = (weight.value, f"nbits {transposed} {alpha}")
+        by_row = transposed != weight.transposed  # as the weight is stored
+        key = (weight.value, f"nbits {by_row} {alpha}")
         if key not in self._packed:
             bits, middle = weight.bits(), 2 ** (weight.bits() - 1)
             shift = middle if weight.is_signed() else 0
@@ -177,16 +203,56 @@ class Kernels:
             graph, name = home(weight.value), weight.value.name
             constants = [
                 self.editor.constant(graph, f"{name}_packed", packed),
-                self.editor.constant(graph, f"{name}_block_scale", scale.reshape(-1)),
+                self.editor.constant(graph, f"{name}_block_scale", scale),
             ]
             if (zeros != middle).any():  # the kernel's default
-                packed_zeros = _pack_bits(zeros.astype(np.uint8), bits).reshape(-1)
+                packed_zeros = _pack_bits(zeros.astype(np.uint8), bits)
                 constants.append(
                     self.editor.constant(graph, f"{name}_block_zero_point", packed_zeros)
                 )
             self._packed[key] = constants
         found = self._packed[key]
         return found[0], found[1], found[2] if len(found) > 2 else None
+
+    def rows(self, node: ir.Node, table: Integers) -> None:
+        """Gather of rows in blocks -> GatherBlockQuantized, from a product's storage."""
+        kernel = "GatherBlockQuantized"
+        if kernel not in self.target.kernels:
+            raise Refused(f"{self.target.name} has no {kernel} kernel")
+        if node.attributes.get_int("axis", 0) != 0 or table.axis != 1 or table.values.ndim != 2:
+            raise Refused("its blocks do not run along the rows that it looks up")
+        rows, width = table.values.shape
+        if table.block_size not in _BLOCK_SIZES or width % table.block_size:
+            raise Refused(f"rows of {width} are no whole number of blocks")
+        if table.value.dtype not in _STORED or table.scale.dtype != np.float32:
+            raise Refused(f"{kernel} has no {table.value.dtype} with {table.scale.dtype} scales")
+        packed, scale, zero_point = self._pack(table, transposed=True, alpha=1.0)
+        output, stem = node.outputs[0], label(node)
+        shape = np.array([rows, width * table.bits() // 8], np.int64)
+        (flat,) = self.editor.before(
+            node,
+            "Reshape",
+            [packed, self.editor.constant(home(table.value), f"{stem}_row_bytes", shape)],
+            wanted=f"{stem}_flat",
+            dtypes=[ir.DataType.UINT8],
+            shapes=[ir.Shape(shape.tolist())],
+        )
+        inputs = [flat, required(node, 1), scale, zero_point]
+        (result,) = self.editor.before(
+            node,
+            kernel,
+            inputs if zero_point is not None else inputs[:3],
+            {
+                "gather_axis": 0,
+                "quantize_axis": 1,
+                "block_size": table.block_size,
+                "bits": table.bits(),
+            },
+            wanted=f"{stem}_rows",
+            shapes=[output.shape],
+            domain=_CONTRIB,
+        )
+        self.editor.replace(node, [result])
 
     def lstm(self, node: ir.Node, w: Integers, r: Integers) -> None:
         """LSTM on int8 weights -> DynamicQuantizeLSTM."""

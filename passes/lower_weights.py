@@ -2,10 +2,12 @@
 
 1. DequantizeLinear(blocked) -> MatMul, Gemm     com.microsoft.MatMulNBits
 2. DequantizeLinear -> LSTM                      com.microsoft.DynamicQuantizeLSTM
-3. DequantizeLinear -> Gather                    Gather of integers, then Cast and Mul
+3. DequantizeLinear -> Gather                    by row: Gather of integers, then Cast and Mul
+                                                 blocked: com.microsoft.GatherBlockQuantized
 4. any other DequantizeLinear of a weight        Cast and Mul of the constant
 
-1 and 2 only where the target has the kernel and it pays. 3 dequantizes the rows that are
+1 and 2 only where the target has the kernel and it pays; a Transpose may stand between
+(output layers that share the embedding table). 3 dequantizes the rows that are
 looked up instead of the whole table. 4 exists because ONNX Runtime does not fold a
 DequantizeLinear of a constant (it waits for an integer kernel to take it), so that a float
 layer behind it recomputes its weights at every inference; Cast and Mul of constants are
@@ -24,6 +26,7 @@ from edgec.passes.contract import Context, Result, Skip
 from edgec.passes.lower_kernels import Integers, Kernels, integers_behind
 from edgec.passes.weights import Array, Editor, Refused, home, label, required
 
+_LATE = {"Transpose": 1, "Gather": 2}
 _COMPUTING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -34,8 +37,13 @@ def lower_weights(model: ir.Model, context: Context) -> Result:
     """
     editor = Editor(model)
     lowering = _Lowering(editor, Kernels(editor, context.target))
-    for node in list(model.graph.all_nodes()):
-        lowering.node(node)
+    nodes = list(model.graph.all_nodes())
+    # a Transpose is expanded only if the product behind it has no kernel, and rows are looked
+    # up in blocks only if no product has the table expanded
+    nodes.sort(key=lambda node: _LATE.get(node.op_type, 0))
+    for node in nodes:
+        if node.graph is not None:  # not replaced meanwhile
+            lowering.node(node)
     return Result(
         model,
         lowering.changed,
@@ -71,10 +79,13 @@ class _Lowering:
             return
         if _is_quantized(node, weights):
             return
-        if not self._kernel(node, weights):
-            for index, integers in weights.items():
-                self._expand(node, index, integers)
-        self.changed += 1
+        if self._kernel(node, weights):
+            self.changed += 1
+            return
+        expanded = {index: w for index, w in weights.items() if not w.transposed}
+        for index, integers in expanded.items():
+            self._expand(node, index, integers)
+        self.changed += bool(expanded)
 
     def _kernel(self, node: ir.Node, weights: dict[int, Integers]) -> bool:
         """Replace the node by a kernel for integer weights; False where there is none."""
@@ -84,6 +95,11 @@ class _Lowering:
                 self.kernels.product(node, weights[1])
                 if self.kernels.target.int4.accuracy_level == 4:
                     self.touched.append(output)
+                return True
+            if node.op_type == "Gather" and 0 in weights and weights[0].block_size:
+                if weights[0].value in self._expanded:
+                    raise Refused("so are those of the product that shares them")
+                self.kernels.rows(node, weights[0])
                 return True
             if node.op_type == "LSTM" and 1 in weights and 2 in weights:
                 self.kernels.lstm(node, weights[1], weights[2])

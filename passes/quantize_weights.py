@@ -1,13 +1,14 @@
-"""Stores weights as 8- or 4-bit integers; activations stay float32 (weight-only).
+"""Stores weights as 8-, 4- or 3-bit integers; activations stay float32 (weight-only).
 
 Matrix products get one scale for each block along the input dimension, in the standard form
 DequantizeLinear(axis, block_size); `lower` makes com.microsoft.MatMulNBits of it where the
-target's kernel pays. Convolutions, recurrent layers and embedding tables get int8 with one
-scale a channel, row or gate unit: their runtime has no weight-only kernel, so `lower` lets
-the runtime expand them once at load (small file, float speed).
+target's kernel pays. How the integers are chosen is the ``method``: see weight_choices.py.
+An embedding table that is the output layer's weight too is stored once for both, where the
+target can look up rows of blocks (GatherBlockQuantized).
 
-Rounding is to the nearest level, without calibration. Left out on purpose: error-driven
-rounding (GPTQ, AWQ, AdaRound), which is a pass of its own.
+Convolutions, recurrent layers and other embedding tables get int8 with one scale a channel,
+gate unit or row: their runtime has no weight-only kernel, so `lower` lets the runtime expand
+them once at load (small file, float speed).
 """
 
 from __future__ import annotations
@@ -17,24 +18,23 @@ from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
+from edgec.passes.choice_record import recorded, replayed, replayed_method, replayed_scaling
 from edgec.passes.contract import Context, PassError, Result, Skip, Stage
-from edgec.passes.weight_storage import (
-    CHANNEL_OPS,
-    PRODUCT_OPS,
-    RECURRENT_OPS,
-    WeightStore,
-    is_candidate,
-    opset_of,
+from edgec.passes.grids import Scheme
+from edgec.passes.weight_choices import (
+    CALIBRATED,
+    METHODS,
+    Method,
+    Scaling,
+    choose,
+    fold_scaling,
+    measure_scaling,
+    resolved,
 )
-from edgec.passes.weights import (
-    Editor,
-    Refused,
-    check_skip,
-    float_weight,
-    is_float_constant,
-    label,
-    required,
-)
+from edgec.passes.weight_plan import Plan, Wishes, plan_weights
+from edgec.passes.weight_storage import CHANNEL_OPS, WeightStore, opset_of
+from edgec.passes.weights import Editor, Refused, check_skip, label
+from edgec_runtime.errors import suggestion
 
 
 @dataclass(frozen=True)
@@ -44,21 +44,31 @@ class QuantizeWeights:
     name: ClassVar[str] = "quantize-weights"
     stage: ClassVar[Stage] = Stage.QUANTIZE
     lossless: ClassVar[bool] = False
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
-    bits: int = 8  # of matrix products, 8 or 4; other layers are stored in 8
+    bits: int = 8  # of matrix products: 8, 4, or 3 (8 levels in 4 bits of storage)
+    # how products are rounded; auto: gptq with calibration data, clip without, rtn at 8 bits
+    method: Literal["auto", "rtn", "clip", "hqq", "awq", "gptq"] = "auto"
     scheme: Literal["symmetric", "asymmetric"] = "symmetric"  # of matrix products
     block_size: int = 0  # weights that share a scale; 0 takes the target's
+    embedding_bits: int = 8  # of embedding tables: 8, or 4 in blocks
     min_weights: int = 1024  # smaller weights stay float32
     skip: tuple[str, ...] = ()  # names of nodes to leave alone
 
     def __post_init__(self) -> None:
         """Raise PassError for parameters out of range."""
-        if self.bits not in (4, 8):
-            raise PassError(f"quantize-weights: bits is {self.bits}, expected 8 or 4")
+        if self.bits not in (3, 4, 8):
+            raise PassError(f"quantize-weights: bits is {self.bits}, expected 8, 4 or 3")
+        if self.method not in ("auto", *METHODS):
+            near = suggestion(self.method, ("auto", *METHODS))
+            raise PassError(f"quantize-weights: no method '{self.method}'{near}")
         if self.scheme not in ("symmetric", "asymmetric"):
             raise PassError(
                 f"quantize-weights: scheme is '{self.scheme}', expected 'symmetric' or 'asymmetric'"
+            )
+        if self.embedding_bits not in (4, 8):
+            raise PassError(
+                f"quantize-weights: embedding_bits is {self.embedding_bits}, expected 8 or 4"
             )
         size = self.block_size
         if size and (size < 16 or size & (size - 1)):
@@ -73,40 +83,77 @@ class QuantizeWeights:
         """Quantize; ``changed`` counts the nodes that read integer weights afterwards."""
         nodes = list(model.graph.all_nodes())
         check_skip(self.name, self.skip, nodes)
-        store = WeightStore(Editor(model), opset_of(model))
-        # tables last: a tied output layer has its own copy by then
-        nodes.sort(key=lambda node: node.op_type == "Gather")
-        skipped: list[Skip] = []
-        touched: list[str] = []
-        for node in nodes:
-            if not is_candidate(node):
-                continue
-            try:
-                self._convert(store, node, context)
-            except Refused as reason:
-                skipped.append(Skip(label(node), str(reason)))
-            else:
-                touched.append(node.outputs[0].name or "")
-        return Result(model, len(touched), tuple(skipped), tuple(touched))
-
-    def _convert(self, store: WeightStore, node: ir.Node, context: Context) -> None:
-        if label(node) in self.skip:
-            raise Refused("named in skip")
-        index = 0 if node.op_type == "Gather" else 1
-        if node.op_type not in PRODUCT_OPS or is_float_constant(node.inputs[index]):
-            weight = float_weight(required(node, index))
-            if weight.size < self.min_weights:
-                raise Refused(f"it has {weight.size} weights, fewer than min_weights")
-        if node.op_type == "Gather":
-            store.table(node)
-        elif node.op_type in CHANNEL_OPS:
-            store.channels(node)
-        elif node.op_type in RECURRENT_OPS:
-            store.recurrent(node)
+        plan = plan_weights(model, self._wishes(context), context.target)
+        if context.lock:
+            method, why = replayed_method(context.lock), ""
+            scaling = replayed_scaling(context.lock)
         else:
-            store.blocks(
-                node,
-                block_size=self.block_size or context.target.int4.block_size,
-                bits=self.bits,
-                symmetric=self.scheme == "symmetric",
+            method, why = resolved(self.method, self.bits, context)
+            scaling = measure_scaling(plan.matrices, model, context) if method == "awq" else None
+        if scaling is not None:
+            fold_scaling(plan.matrices, scaling.channels)
+            # weights in front of scaled values are other values now
+            plan = plan_weights(model, self._wishes(context), context.target)
+        if context.lock and method != "rtn":
+            choices = replayed(context.lock, plan.matrices, scaling)
+        else:
+            choices = choose(plan.matrices, method, model, context, scaling)
+        decisions = recorded(method, plan.matrices, choices, scaling)
+        store = WeightStore(Editor(model), opset_of(model))
+        for matrix in plan.matrices:
+            store.matrix(matrix, choices[matrix.name])
+        done, refused = _store_others(store, plan)
+        done.update(node for m in plan.matrices for node in (*m.products, *m.tables))
+        touched = tuple(node.outputs[0].name or "" for node in nodes if node in done)
+        findings = self._findings(plan, method, why, scaling)
+        skipped = plan.skipped + refused
+        return Result(model, len(done), skipped, touched, decisions, findings)
+
+    def _wishes(self, context: Context) -> Wishes:
+        symmetric = self.scheme == "symmetric"
+        size = self.block_size or context.target.int4.block_size
+        products = Scheme(self.bits, symmetric, size)
+        tables = Scheme(4, symmetric, size) if self.embedding_bits == 4 else None
+        return Wishes(products, tables, self.min_weights, self.skip)
+
+    def _findings(
+        self, plan: Plan, method: Method, why: str, scaling: Scaling | None
+    ) -> tuple[str, ...]:
+        """What the user should know."""
+        if not plan.matrices:
+            return plan.notes
+        reason = f" (auto: {why})" if why else ""
+        found = [f"{len(plan.matrices)} weight matrices in {self.bits} bits by {method}{reason}"]
+        if self.bits == 3:
+            found.append(
+                "3-bit weights have 8 levels, but take 4 bits in the file and at run time: they "
+                "compress better, and are not smaller otherwise"
             )
+        clipped = [m for m in plan.matrices if m.products and not m.inputs()]
+        if clipped and method in CALIBRATED:
+            found.append(
+                f"{len(clipped)} of them by clip: an embedding table that is the output layer's "
+                "weight too must keep its rows"
+            )
+        if scaling is not None and scaling.refusals:
+            count, example = sum(scaling.refusals.values()), min(scaling.refusals)
+            found.append(f"awq left the inputs of {count} products unscaled: {example}, ...")
+        return (*found, *plan.notes)
+
+
+def _store_others(store: WeightStore, plan: Plan) -> tuple[set[ir.Node], tuple[Skip, ...]]:
+    """Convolutions, recurrent layers and tables by row: those done, and those refused."""
+    done, skipped = set(), []
+    for node in plan.others:
+        try:
+            if node.op_type == "Gather":
+                store.table(node)
+            elif node.op_type in CHANNEL_OPS:
+                store.channels(node)
+            else:
+                store.recurrent(node)
+        except Refused as reason:
+            skipped.append(Skip(label(node), str(reason)))
+        else:
+            done.add(node)
+    return done, tuple(skipped)

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 
+from edgec.passes.weight_choices import Choice, Matrix
 from edgec.passes.weights import (
     BLOCK_OPSET,
     Array,
@@ -23,7 +25,6 @@ from edgec.passes.weights import (
     home,
     is_float_constant,
     label,
-    quantize_blocks,
     quantize_channels,
     required,
 )
@@ -83,26 +84,24 @@ class WeightStore:
                 stored = self._store(required(node, index), key, quantized)
             self._feed(node, index, stored, {"axis": 2, "block_size": weight.shape[2]})
 
-    def blocks(self, node: ir.Node, *, block_size: int, bits: int, symmetric: bool) -> None:
-        """MatMul or Gemm: integers with one scale a block along the input dimension."""
-        if self.opset < BLOCK_OPSET:
-            raise Refused(
-                f"block-wise weights need opset {BLOCK_OPSET}, the model has {self.opset}; "
-                "export it with a newer opset"
-            )
-        weight, axis = product_weight(node)
-        value = required(node, 1)
-        key = f"blocks {axis} {block_size} {bits} {symmetric}"
-        stored = self._stored.get((value, key))
-        if stored is None:
-            quantized = quantize_blocks(
-                weight, axis, block_size=block_size, bits=bits, symmetric=symmetric
-            )
-            dtype = None
-            if bits == 4:
-                dtype = ir.DataType.INT4 if symmetric else ir.DataType.UINT4
-            stored = self._store(value, key, quantized, dtype=dtype)
-        self._feed(node, 1, stored, {"axis": axis, "block_size": block_size})
+    def matrix(self, matrix: Matrix, choice: Choice) -> None:
+        """MatMul, Gemm and Gather: the chosen integers, stored once for all of them."""
+        grid, scheme = choice.grid, matrix.scheme
+        layers = [choice.values, grid.scale]
+        if not scheme.symmetric:
+            layers.append(grid.zero_point.astype(np.uint8))
+        if matrix.axis == 0:
+            layers = [np.ascontiguousarray(layer.T) for layer in layers]
+        dtype = None
+        if scheme.bits < 8:
+            dtype = ir.DataType.INT4 if scheme.symmetric else ir.DataType.UINT4
+        key = f"blocks {matrix.axis}"
+        stored = self._store(matrix.value, key, Quantized(*layers), dtype=dtype)
+        attributes = {"axis": matrix.axis, "block_size": scheme.block_size}
+        for node in matrix.products:
+            self._feed(node, 1, stored, attributes, of=matrix.value)
+        for node in matrix.tables:
+            self._feed(node, 0, stored, attributes)
 
     def _channels(self, node: ir.Node, index: int, weight: Array, *, axis: int, bits: int) -> None:
         key = f"channels {axis} {bits}"
@@ -133,16 +132,29 @@ class WeightStore:
         index: int,
         stored: tuple[ir.Value, ...],
         attributes: Mapping[str, int],
+        *,
+        of: ir.Value | None = None,
     ) -> None:
+        """Let an input be the dequantized weight, or its transpose if the input was that."""
         value = required(node, index)
+        source = value if of is None else of
         (weight,) = self.editor.before(
             node,
             "DequantizeLinear",
             stored,
             attributes,
-            wanted=f"{value.name}_dequantize",
-            shapes=[value.shape],
+            wanted=f"{source.name}_dequantize",
+            shapes=[source.shape],
         )
+        if source is not value:
+            (weight,) = self.editor.before(
+                node,
+                "Transpose",
+                [weight],
+                {"perm": [1, 0]},
+                wanted=f"{source.name}_transpose",
+                shapes=[value.shape],
+            )
         self.editor.rewire(node, index, weight)
 
 

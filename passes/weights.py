@@ -117,74 +117,13 @@ def quantize_channels(weight: Array, kept: tuple[int, ...], *, bits: int = 8) ->
     """
     reduced = tuple(axis for axis in range(weight.ndim) if axis not in kept)
     top = float(2 ** (bits - 1) - 1)
-    scale = _positive(np.abs(weight).max(axis=reduced, keepdims=True) / np.float32(top))
+    scale = positive(np.abs(weight).max(axis=reduced, keepdims=True) / np.float32(top))
     values = np.clip(np.rint(weight / scale), -top, top).astype(np.int8)
     return Quantized(values, scale.reshape([weight.shape[axis] for axis in kept]))
 
 
-def quantize_blocks(
-    weight: Array, axis: int, *, block_size: int, bits: int, symmetric: bool
-) -> Quantized:
-    """Integers with one scale for each run of ``block_size`` weights along ``axis``.
-
-    weight: float32 [..., n, ...]; the last block may be shorter. Returns values like weight
-    (int8 if symmetric, else uint8) and scale (and zero_point) [..., ceil(n/block_size), ...].
-    Symmetric 4-bit blocks take the best of four scales by squared error, since 16 levels
-    are few and the outermost one is used by the negative side alone.
-    """
-    moved = np.moveaxis(weight, axis, -1)
-    size = moved.shape[-1]
-    padding = [(0, 0)] * (moved.ndim - 1) + [(0, -size % block_size)]
-    padded = np.pad(moved, padding)  # with zeros, which every block's range contains
-    blocks = padded.reshape(*moved.shape[:-1], -1, block_size)
-    if symmetric:
-        values, scale = _symmetric(blocks, bits)
-        zero_point = None
-    else:
-        values, scale, zero_point = _asymmetric(blocks, bits)
-        zero_point = np.ascontiguousarray(np.moveaxis(zero_point[..., 0], -1, axis))
-    values = np.moveaxis(values.reshape(padded.shape)[..., :size], -1, axis)
-    scale = np.moveaxis(scale[..., 0], -1, axis)
-    return Quantized(np.ascontiguousarray(values), np.ascontiguousarray(scale), zero_point)
-
-
-def dequantize_blocks(quantized: Quantized, axis: int, block_size: int) -> Array:
-    """The float32 weight that block-wise integers stand for."""
-    index = np.arange(quantized.values.shape[axis]) // block_size
-    values = quantized.values.astype(np.float32)
-    if quantized.zero_point is not None:
-        values = values - np.take(quantized.zero_point.astype(np.float32), index, axis=axis)
-    return np.asarray(values * np.take(quantized.scale, index, axis=axis))
-
-
-def _symmetric(blocks: Array, bits: int) -> tuple[Array, Array]:
-    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    largest = np.abs(blocks).max(axis=-1, keepdims=True)
-    best_values: Array = np.zeros(blocks.shape, np.int8)
-    best_scale: Array = np.ones(largest.shape, np.float32)
-    best_error: Array = np.full(largest.shape, np.inf, np.float32)
-    for divisor in (7.0, 7.5, 8.0, 8.5) if bits == 4 else (float(high),):
-        scale = _positive(largest / np.float32(divisor))
-        values = np.clip(np.rint(blocks / scale), low, high)
-        error = np.square(values * scale - blocks).sum(axis=-1, keepdims=True)
-        better = error < best_error
-        best_values = np.where(better, values.astype(np.int8), best_values)
-        best_scale = np.where(better, scale, best_scale)
-        best_error = np.where(better, error, best_error)
-    return best_values, best_scale
-
-
-def _asymmetric(blocks: Array, bits: int) -> tuple[Array, Array, Array]:
-    top = float(2**bits - 1)
-    low = np.minimum(blocks.min(axis=-1, keepdims=True), np.float32(0))
-    high = np.maximum(blocks.max(axis=-1, keepdims=True), np.float32(0))
-    scale = _positive((high - low) / np.float32(top))
-    zero_point = np.clip(np.rint(-low / scale), 0, top)
-    values = np.clip(np.rint(blocks / scale) + zero_point, 0, top)
-    return values.astype(np.uint8), scale, zero_point.astype(np.uint8)
-
-
-def _positive(scale: Array) -> Array:
+def positive(scale: Array) -> Array:
+    """Scales with 1 in the place of 0: float32."""
     # zeros and subnormals: dividing by them would give NaN or infinity
     tiny = np.finfo(np.float32).tiny
     return np.where(scale < tiny, np.float32(1), scale).astype(np.float32)

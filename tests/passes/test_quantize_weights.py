@@ -104,6 +104,99 @@ def test_tied_table_and_output_layer_are_both_quantized_and_the_float_table_goes
     assert sqnr_db(reference, actual) > 35
 
 
+def tied(rows=60, width=64, transposed=True):
+    """A table that is looked up and multiplied with, transposed or through Gemm."""
+    head = "t = Transpose <perm = [1, 0]> (table) [head] y = MatMul (e, t)"
+    if not transposed:
+        head = "[head] y = Gemm <transB = 1> (e, table)"
+    model = graphs.graph(
+        f"g (int64[n] ids) => (float[n, {rows}] y) {{ [look] e = Gather (table, ids) {head} }}",
+        {"table": graphs.weight(rows, width) * 3},
+    )
+    return model, {"ids": np.arange(0, rows, 7)}
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_tied_table_is_stored_once_in_blocks(bits, transposed):
+    model, feeds = tied(transposed=transposed)
+    result = quantized(model, bits=bits, block_size=32)
+    assert result.changed == 2 and not result.skipped
+    assert sorted(result.model.graph.initializers) == ["table_quantized", "table_scale"]
+    assert tuple(result.model.graph.initializers["table_scale"].shape) == (60, 2)
+    (reference,), (actual,) = graphs.run(model, **feeds), graphs.run(result.model, **feeds)
+    assert sqnr_db(reference, actual) > (15 if bits == 4 else 38)
+
+
+def test_blocks_of_a_tied_table_divide_its_rows():
+    model, _ = tied(width=48)
+    node = quantized(model, bits=4, block_size=64).model.graph[0]
+    assert node.attributes.get_int("block_size") == 16
+
+
+@pytest.mark.parametrize(
+    ("model", "target", "skip", "reason"),
+    [
+        (tied(width=40)[0], "x86-64", (), "rows of 40 are no whole number of blocks"),
+        (tied()[0], "web", (), "web has no GatherBlockQuantized kernel"),
+        (tied()[0], "x86-64", ("look",), "'look' reads it in float32"),
+    ],
+)
+def test_table_that_cannot_be_shared_is_stored_apart_and_that_is_said(model, target, skip, reason):
+    result = quantized(model, target, bits=4, skip=skip)
+    assert any("are stored apart: " + reason in finding for finding in result.findings)
+    assert ("table" in result.model.graph.initializers) == bool(skip)
+
+
+def test_table_in_four_bits_takes_an_eighth():
+    model = graphs.graph(
+        "g (int64[n] ids) => (float[n, 64] e) { [look] e = Gather (table, ids) }",
+        {"table": graphs.weight(60, 64)},
+    )
+    (node, _) = quantized(model, embedding_bits=4, block_size=32).model.graph
+    assert node.inputs[0].dtype == ir.DataType.INT4 and node.inputs[0].const_value.nbytes == 1920
+    (node, _) = quantized(model).model.graph
+    assert node.inputs[0].dtype == ir.DataType.INT8 and node.attributes.get_int("axis") == 0
+    fallen_back = quantized(model, "web", embedding_bits=4)
+    assert fallen_back.model.graph[0].inputs[0].dtype == ir.DataType.INT8
+    assert "stored in 8 bits with one scale a row: web has no" in fallen_back.findings[0]
+
+
+def test_products_of_one_weight_and_two_inputs_are_calibrated_on_both():
+    model = graphs.graph(
+        """g (float[n, 64] x) => (float[n, 64] y) {
+            [one] h = MatMul (x, w)
+            [two] y = MatMul (h, w)
+        }""",
+        {"w": graphs.weight(64, 64)},
+    )
+    feeds = [{"x": graphs.feed(200, 64) * np.linspace(0.1, 3, 64, dtype=np.float32)}]
+    context = graphs.context(model, calibration=feeds)
+    outputs = {}
+    for method in ("rtn", "gptq"):
+        made = QuantizeWeights(bits=3, method=method, block_size=32).run(model.clone(), context)
+        outputs[method] = graphs.run(made.model, **feeds[0])[0]
+    (reference,) = graphs.run(model, **feeds[0])
+    assert sqnr_db(reference, outputs["gptq"]) > sqnr_db(reference, outputs["rtn"]) + 1
+
+
+def test_product_in_a_branch_is_refused():
+    model = graphs.graph(
+        """g (bool c, float[n, 64] x) => (float[n, 64] y) {
+            [if] y = If (c) <
+                then_branch = yes () => (float[n, 64] a) { [in] a = MatMul (x, w) },
+                else_branch = no () => (float[n, 64] b) { b = Identity (x) }
+            >
+        }""",
+        {"w": graphs.weight(64, 64)},
+    )
+    result = quantized(model, bits=4)
+    assert result.changed == 0
+    assert [s.node for s in result.skipped] == ["in"]
+    assert "inside a branch" in result.skipped[0].reason
+    graphs.run(result.model, c=np.array(True), x=graphs.feed(9, 64))  # with optimizations
+
+
 def test_table_that_stays_in_float_elsewhere_is_not_stored_twice():
     model, _ = graphs.transformer()
     result = quantized(model, skip=("lm_head",))
@@ -149,7 +242,9 @@ def test_reference_weights_are_untouched():
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"bits": 3}, "bits is 3, expected 8 or 4"),
+        ({"bits": 5}, "bits is 5, expected 8, 4 or 3"),
+        ({"method": "gtpq"}, "no method 'gtpq', did you mean 'gptq'"),
+        ({"embedding_bits": 2}, "embedding_bits is 2, expected 8 or 4"),
         ({"scheme": "signed"}, "scheme is 'signed'"),
         ({"block_size": 48}, "block_size is 48, expected a power of two"),
         ({"block_size": 8}, "block_size is 8"),

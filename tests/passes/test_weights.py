@@ -8,9 +8,7 @@ from edgec.passes.weights import (
     Editor,
     Refused,
     constant,
-    dequantize_blocks,
     float_weight,
-    quantize_blocks,
     quantize_channels,
 )
 
@@ -36,37 +34,6 @@ def test_subnormal_weights_give_no_nan_and_no_infinity():
 def test_seven_bits_stay_within_63():
     q = quantize_channels(graphs.weight(16, 16), (0,), bits=7)
     assert np.abs(q.values.astype(int)).max() == 63
-
-
-@pytest.mark.parametrize("axis", [0, 1])
-@pytest.mark.parametrize("size", [64, 40, 7])
-def test_block_error_is_at_most_half_a_step(axis, size):
-    w = graphs.weight(*((size, 6) if axis == 0 else (6, size)))
-    q = quantize_blocks(w, axis, block_size=32, bits=8, symmetric=True)
-    assert q.values.shape == w.shape
-    assert q.scale.shape[axis] == -(-size // 32)
-    step = np.repeat(q.scale, 32, axis=axis).take(range(size), axis=axis)
-    error = np.abs(dequantize_blocks(q, axis, 32) - w)
-    assert (error <= step * 0.5001).all()  # float32 rounding of the quotient
-
-
-def test_four_symmetric_bits_use_all_sixteen_levels_and_beat_seven_levels_a_side():
-    w = graphs.weight(256, 32)
-    q = quantize_blocks(w, 0, block_size=32, bits=4, symmetric=True)
-    assert q.values.min() == -8 and q.values.max() == 7
-    scale = np.abs(w.reshape(8, 32, 32)).max(1, keepdims=True) / 7
-    plain = (np.rint(w.reshape(8, 32, 32) / scale) * scale).reshape(w.shape)
-    error = np.square(dequantize_blocks(q, 0, 32) - w).sum()
-    assert error < 0.97 * np.square(plain - w).sum()
-
-
-def test_asymmetric_blocks_are_exact_on_their_own_grid():
-    levels = np.random.default_rng(0).integers(0, 16, (64, 3)).astype(np.float32)
-    levels[0::32], levels[1::32] = 0, 15
-    w = (levels - 5) * np.float32(0.25)
-    q = quantize_blocks(w, 0, block_size=32, bits=4, symmetric=False)
-    np.testing.assert_array_equal(dequantize_blocks(q, 0, 32), w)
-    np.testing.assert_array_equal(q.zero_point, np.full((2, 3), 5))
 
 
 def test_constant_sees_through_a_transpose_and_not_through_an_overridable_initializer():

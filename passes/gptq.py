@@ -1,0 +1,73 @@
+"""GPTQ: rounds the weights of a product so that its output, not each weight, keeps its value.
+
+Frantar et al. 2022 (arXiv:2210.17323): column after column is rounded to the grid, and what
+that changes in the output is compensated in the columns that are still free, as the second
+moments of the inputs tell (optimal brain surgeon). Columns go in the order of their inputs'
+power ("act order"), on grids chosen beforehand ("static groups"), which keeps block-wise
+scales usable at run time without a permutation.
+
+Left out: quantized activations, and re-measuring the inputs behind layers that are already
+quantized; all moments come from one run of the float model.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgec.passes.grids import Grid
+from edgec.passes.weights import Array
+
+_COLUMNS = 128  # rounded before their errors reach the columns behind them in one product
+_DAMPING = 0.01  # of the mean power, added to every input's power
+
+
+def rounded(weight: Array, grid: Grid, moments: Array) -> Array:
+    """Integers on the grid with a smaller output error than the nearest ones.
+
+    weight: float32 [rows, n]. moments: float [n, n], mean or sum of x x^T over the inputs x.
+    Returns int8 or uint8 [rows, n].
+    """
+    n = weight.shape[1]
+    order = column_order(np.diag(moments))
+    upper = _inverse_factor(moments[np.ix_(order, order)].astype(np.float64))
+    scale, zero = (part[:, order].T.copy() for part in grid.spread(n))  # [n, rows]: a column
+    left = weight[:, order].T.copy()  # what the columns still have to say, a row each
+    low, high = grid.scheme.low, grid.scheme.high
+    values = np.empty_like(left)
+    for start in range(0, n, _COLUMNS):
+        stop = min(start + _COLUMNS, n)
+        errors = np.empty((stop - start, left.shape[1]), np.float32)
+        for column in range(start, stop):
+            wanted = left[column]
+            value = np.clip(np.rint(wanted / scale[column]) + zero[column], low, high)
+            values[column] = value
+            error = (wanted - (value - zero[column]) * scale[column]) / upper[column, column]
+            errors[column - start] = error
+            # rank one: [columns left in this group, rows]
+            left[column + 1 : stop] -= np.outer(upper[column, column + 1 : stop], error)
+        left[stop:] -= upper[start:stop, stop:].T @ errors
+    result = np.empty_like(values)
+    result[order] = values
+    return grid.stored(result.T)
+
+
+def column_order(power: Array) -> Array:
+    """The columns by falling power: what is rounded late finds little to compensate it."""
+    return np.argsort(-power, kind="stable")
+
+
+def output_error(change: Array, moments: Array) -> float:
+    """Squared error of a product's output, given the change of its weight [rows, n].
+
+    moments: mean of x x^T; the result is the mean over the same inputs, summed over outputs.
+    """
+    return float(np.vdot(change @ moments, change))
+
+
+def _inverse_factor(moments: Array) -> Array:
+    """U, upper triangular, with U^T U = (moments + damping)^-1; float32 [n, n]."""
+    power = np.diag(moments)
+    silent = power <= 0  # never seen: any value will do
+    damping = _DAMPING * max(float(power.mean()), 1e-30)
+    damped = moments + np.diag(np.where(silent, 1.0, damping))
+    return np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)

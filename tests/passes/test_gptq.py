@@ -1,0 +1,82 @@
+"""Error-compensated rounding: it must beat the nearest levels where inputs are correlated."""
+
+import numpy as np
+import pytest
+
+from edgec.passes import gptq
+from edgec.passes.grids import Scheme, fit
+
+
+def correlated(count, n, seed=0):
+    """Inputs [count, n] with the spectrum of trained features: few strong directions."""
+    rng = np.random.default_rng(seed)
+    mixing = np.linalg.qr(rng.standard_normal((n, n)))[0]
+    strengths = 1 / (1 + np.arange(n))
+    return (rng.standard_normal((count, n)) * strengths @ mixing.T).astype(np.float32)
+
+
+def problem(n=192, rows=40):
+    weight = np.random.default_rng(1).standard_normal((rows, n)).astype(np.float32)
+    inputs = correlated(4000, n)
+    return weight, inputs[:3000].T @ inputs[:3000] / 3000, inputs[3000:]
+
+
+def error(weight, grid, values, inputs):
+    return float(np.square(inputs @ (grid.weight(values) - weight).T).mean())
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("bits", [3, 4])
+@pytest.mark.parametrize("n", [192, 130, 20])  # also ends within a group of columns and a block
+def test_output_error_on_unseen_inputs_is_far_below_the_nearest_levels(n, bits, symmetric):
+    weight, moments, inputs = problem(n)
+    grid = fit(weight, Scheme(bits, symmetric, 32), "clip")
+    nearest, compensated = grid.nearest(weight), gptq.rounded(weight, grid, moments)
+    assert compensated.shape == weight.shape and compensated.dtype == nearest.dtype
+    low, high = grid.scheme.low, grid.scheme.high
+    assert low <= compensated.min() and compensated.max() <= high
+    assert error(weight, grid, compensated, inputs) < 0.5 * error(weight, grid, nearest, inputs)
+
+
+def test_uncorrelated_inputs_leave_the_nearest_levels():
+    weight, _, _ = problem()
+    grid = fit(weight, Scheme(4, True, 32), "rtn")
+    np.testing.assert_array_equal(
+        gptq.rounded(weight, grid, np.eye(weight.shape[1])), grid.nearest(weight)
+    )
+
+
+def test_inputs_that_are_never_seen_get_the_nearest_levels():
+    weight, moments, _ = problem()
+    moments[5], moments[:, 5] = 0, 0
+    grid = fit(weight, Scheme(4, True, 32), "rtn")
+    values = gptq.rounded(weight, grid, moments)
+    np.testing.assert_array_equal(values[:, 5], grid.nearest(weight)[:, 5])
+    silent = gptq.rounded(weight, grid, np.zeros_like(moments))
+    np.testing.assert_array_equal(silent, grid.nearest(weight))
+
+
+def test_columns_in_the_order_of_their_power_matter():
+    """Powers grow with the index, so that the weakest columns would go first otherwise."""
+    weight, moments, inputs = problem()
+    power = np.geomspace(0.01, 10, len(moments)).astype(np.float32)
+    moments, inputs = moments * np.outer(power, power), inputs * power
+    grid = fit(weight, Scheme(3, True, 32), "rtn")
+    found = gptq.rounded(weight, grid, moments)
+    # as if all inputs had one power: factor out what orders the columns
+    upper = gptq._inverse_factor(moments)
+    left, in_order = weight.copy(), np.empty_like(weight)
+    scale, zero = grid.spread(weight.shape[1])
+    for c in range(len(moments)):
+        in_order[:, c] = np.clip(np.rint(left[:, c] / scale[:, c]) + zero[:, c], -4, 3)
+        miss = (left[:, c] - in_order[:, c] * scale[:, c]) / upper[c, c]
+        left[:, c + 1 :] -= np.outer(miss, upper[c, c + 1 :])
+    assert error(weight, grid, found, inputs) < 0.9 * error(weight, grid, in_order, inputs)
+
+
+def test_output_error_is_the_mean_over_the_inputs():
+    weight, _, inputs = problem()
+    change = weight / 100
+    moments = inputs.T @ inputs / len(inputs)
+    expected = np.square(inputs @ change.T).sum(1).mean()
+    assert gptq.output_error(change, moments) == pytest.approx(expected, rel=1e-3)
