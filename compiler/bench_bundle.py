@@ -12,7 +12,7 @@ import edgec_runtime
 from edgec.bench import Timing, interleave
 from edgec.data import open_data
 from edgec.errors import SourceError
-from edgec.machine import cpu_name, is_kind_of, this_machine
+from edgec.machine import absent_providers, cpu_name, is_kind_of, this_machine
 from edgec.promise import Limits, judge
 from edgec.report import Measurement, Promise
 from edgec.runners import bundle_input_specs, open_runner, reference_beside
@@ -114,7 +114,8 @@ def bench_bundle(
         arch=machine.arch,
         threads=threads,
         runs=timings[0].runs,
-        is_target=is_kind_of(machine, model.manifest.target),
+        is_target=is_kind_of(machine, model.manifest.target)
+        and not absent_providers(model.manifest.session.providers),
     )
     speedup = timings[1].median_ms / timings[0].median_ms if len(timings) > 1 else None
     promises = judge(

@@ -24,6 +24,7 @@ from edgec.inputs import Inputs, open_inputs
 from edgec.journal import Journal, journal_key
 from edgec.judging import judge_bundle, time_all
 from edgec.lock import Lock, check_lock, read_lock
+from edgec.machine import absent_providers
 from edgec.metrics import load_metric
 from edgec.outputs import Places, file_digest, plan, staging
 from edgec.passes import Context, Pass
@@ -338,7 +339,16 @@ def _report(
         ),
         layers=tuple(layers),
         trials=found.trials if len(found.trials) > 1 else (),
-        findings=exported.findings + inputs.findings + found.findings,
+        findings=exported.findings + inputs.findings + found.findings + _stand_in(target),
+    )
+
+
+def _stand_in(target: Target) -> tuple[str, ...]:
+    """What the figures of a target are worth whose execution provider is not here."""
+    return tuple(
+        f"this onnxruntime has no {name}: the bundle was judged and timed without it, on "
+        f"{' and '.join(p for p in target.session.providers if p != name)}"
+        for name in absent_providers(target.session.providers)
     )
 
 

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from edgec.machine import cpu_name, is_kind_of, this_machine
+from edgec.machine import absent_providers, cpu_name, is_kind_of, this_machine
 from edgec.targets import load_target, target_names
 
 _PACKAGES = (
@@ -63,9 +63,13 @@ def examine() -> Diagnosis:
 def _how(name: str) -> str:
     """How a bundle for the target can be judged on this machine."""
     target, machine = load_target(name), this_machine()
+    same = machine.arch == target.arch and machine.os in target.os
+    absent = absent_providers(target.session.providers)
+    if same and absent:
+        return f"numerics are checked here, latency is not judged (no {', '.join(absent)})"
     if is_kind_of(machine, target):
         return "runs and is timed here"
-    if machine.arch == target.arch and machine.os in target.os:
+    if same:
         missing = ", ".join(sorted(set(target.features) - machine.features))
         return f"runs here, timings are a hint (this CPU lacks {missing})"
     return "numerics are checked here, latency is not judged"

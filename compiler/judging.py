@@ -13,7 +13,7 @@ import edgec_runtime
 from edgec.bench import Timing, interleave
 from edgec.evaluate import Judgement, find_classifier, judge_outputs
 from edgec.inputs import Inputs
-from edgec.machine import cpu_name, is_kind_of, this_machine
+from edgec.machine import absent_providers, cpu_name, is_kind_of, this_machine
 from edgec.metrics import METRICS, TaskMetric
 from edgec.passes import Feeds
 from edgec.passes.execution import open_session, run_feeds
@@ -92,7 +92,7 @@ def time_all(
         arch=machine.arch,
         threads=threads,
         runs=timings[0].runs,
-        is_target=is_kind_of(machine, target),
+        is_target=is_kind_of(machine, target) and not absent_providers(target.session.providers),
     )
     return {timing.name: timing for timing in timings}, measured
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import pathlib
 import platform
+from collections.abc import Iterable
 from typing import Protocol
 
 from edgec_runtime.machine import Machine, this_machine
@@ -44,4 +47,15 @@ def is_kind_of(machine: Machine, target: DeviceClass) -> bool:
     return same and set(target.features) <= machine.features
 
 
-__all__ = ["Machine", "cpu_name", "is_kind_of", "this_machine"]
+def absent_providers(wanted: Iterable[str]) -> tuple[str, ...]:
+    """The execution providers among ``wanted`` that the installed onnxruntime lacks."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return tuple(wanted)
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    available = onnxruntime.get_available_providers()
+    return tuple(name for name in wanted if name not in available)
+
+
+__all__ = ["Machine", "absent_providers", "cpu_name", "is_kind_of", "this_machine"]

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from edgec.bench import interleave
 from edgec.evaluate import Run, find_classifier, judge_outputs
 from edgec.inputs import Inputs
-from edgec.machine import is_kind_of, this_machine
+from edgec.machine import absent_providers, is_kind_of, this_machine
 from edgec.metrics import METRICS, TaskMetric
 from edgec.passes.execution import open_session, run_feeds
 from edgec.pipeline import Step
@@ -72,7 +72,8 @@ class Judge:
 
     def _speedup(self, model: ir.Model) -> float | None:
         """Latency of the reference over the model's; None on a machine of another kind."""
-        if not is_kind_of(this_machine(), self.target):
+        lacking = absent_providers(self.target.session.providers)
+        if lacking or not is_kind_of(this_machine(), self.target):
             return None
         feeds = self.inputs.checks[0]
         calls = []

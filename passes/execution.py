@@ -58,7 +58,8 @@ def open_session(
     """An ONNX Runtime session of the model on this machine's CPU.
 
     outputs: names of values to return instead of the graph's outputs; unknown names and
-    values inside subgraphs are an error. settings: session options of a target. profile:
+    values inside subgraphs are an error. settings: session options of a target, whose execution
+    providers are used as far as this onnxruntime has them. profile:
     prefix of the file that ONNX Runtime's profiler writes; empty for none.
     Raises PassError with ONNX Runtime's reason if the model cannot be loaded.
     """
@@ -74,7 +75,10 @@ def open_session(
     if profile:
         options.enable_profiling, options.profile_file_prefix = True, profile
     disabled: list[str] = []
+    providers = ["CPUExecutionProvider"]
     if settings is not None:
+        available = onnxruntime.get_available_providers()
+        providers = [name for name in settings.providers if name in available] or providers
         disabled = list(settings.disabled_optimizers)
         for key, value in settings.config.items():
             options.add_session_config_entry(key, value)
@@ -82,7 +86,7 @@ def open_session(
             options.add_session_config_entry("session.disable_prepacking", "1")
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    arguments = {"providers": ["CPUExecutionProvider"], "disabled_optimizers": disabled}
+    arguments = {"providers": providers, "disabled_optimizers": disabled}
     try:
         if weights_size_bytes(model) <= _PROTOBUF_LIMIT:
             return onnxruntime.InferenceSession(graph_bytes(model), options, **arguments)

@@ -8,7 +8,8 @@ session as the manifest says. ``Model`` checks what it is called with and is thr
 Nothing is printed and nothing leaves the machine: telemetry and logs are off.
 
 Left out on purpose: io_binding, streaming, several graphs at once, retries on another
-execution provider (a slower one is never taken silently).
+execution provider (a slower one is never taken silently; ONNX Runtime itself does so when
+a provider is absent or fails to start).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import ctypes
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgec_runtime.bundle import Bundle, Check, read_bundle
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 _MAX_THREADS = 1024
 _SILENT = 4  # ONNX Runtime's severity "fatal"
 _ORT_DTYPES = {"float": "float32", "double": "float64"}
+# provider -> its option for the number of threads; the others follow the session's
+_THREAD_OPTIONS = {"OpenVINOExecutionProvider": "num_of_threads"}
 _RANGE_TERM = re.compile(r"\s*(>=|<=|==|!=|>|<)\s*(\d+(?:\.\d+)*)\s*")
 
 
@@ -51,7 +54,8 @@ def load(
     mapped: use the weights from the file instead of repacking them: little memory and a
     fast start, slower inference for some models.
     check: "auto" compares all digests below 64 MiB, else all but the weights'; "full" all.
-    any_target: run a bundle that was built for another instruction set or system.
+    any_target: run a bundle that was built for another instruction set or system, and
+    leave out execution providers that this onnxruntime lacks (see ``Model.providers``).
     Raises BundleError for the file, TargetMismatchError for the machine.
     """
     bundle = read_bundle(path, check)
@@ -59,7 +63,7 @@ def load(
     if not any_target:
         _check_target(bundle, machine)
     count = _threads(threads, manifest.session)
-    session = _open(bundle, machine, count, mapped)
+    session = _open(bundle, machine, count, mapped, any_target)
     _check_signature(bundle, session)
     return Model(bundle, session, count)
 
@@ -152,6 +156,11 @@ class Model:
         return self._threads
 
     @property
+    def providers(self) -> tuple[str, ...]:
+        """The execution providers that run the graph, in order of preference."""
+        return tuple(self._session.get_providers())
+
+    @property
     def path(self) -> pathlib.Path:
         """The bundle, links resolved."""
         return self._bundle.path
@@ -197,20 +206,14 @@ def _threads(given: int | None, session: Session) -> int:
 
 
 def _open(
-    bundle: Bundle, machine: Machine, threads: int, mapped: bool
+    bundle: Bundle, machine: Machine, threads: int, mapped: bool, any_target: bool
 ) -> onnxruntime.InferenceSession:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when onnxruntime is imported
     import onnxruntime
 
     settings = bundle.manifest.session
     _check_version(bundle, onnxruntime.__version__)
-    available = onnxruntime.get_available_providers()
-    for provider in settings.providers:
-        if provider not in available:
-            raise EdgecError(
-                f"bundle {bundle.path}: it needs the execution provider '{provider}'; this "
-                f"onnxruntime has {', '.join(available)}; install the onnxruntime package with it"
-            )
+    providers = _providers(bundle, onnxruntime.get_available_providers(), any_target)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _SILENT
     options.intra_op_num_threads = threads
@@ -225,10 +228,10 @@ def _open(
     try:
         for key, value in config.items():
             options.add_session_config_entry(key, value)
-        return onnxruntime.InferenceSession(
+        session = onnxruntime.InferenceSession(
             bundle.graph(),
             options,
-            providers=list(settings.providers),
+            providers=[(name, _provider_options(name, threads)) for name in providers],
             disabled_optimizers=list(settings.disabled_optimizers),
             enable_fallback=0,  # its fallback prints to stdout
         )
@@ -242,6 +245,33 @@ def _open(
         raise BundleError(
             f"bundle {bundle.path}: ONNX Runtime refuses it: {_line(error)}"
         ) from error
+    failed = [name for name in providers if name not in session.get_providers()]
+    if failed:  # ONNX Runtime only warns, and computes everything on the CPU provider
+        raise EdgecError(
+            f"bundle {bundle.path}: the execution provider '{failed[0]}' is installed but does "
+            "not start on this machine; repair its installation, or build for another target"
+        )
+    return session
+
+
+def _providers(bundle: Bundle, available: Sequence[str], any_target: bool) -> list[str]:
+    """The manifest's execution providers; with any_target those of them that there are."""
+    wanted = bundle.manifest.session.providers
+    present = [name for name in wanted if name in available]
+    if present == list(wanted) or (any_target and present):
+        return present
+    [missing, *_] = [name for name in wanted if name not in available]
+    raise EdgecError(
+        f"bundle {bundle.path}: it needs the execution provider '{missing}'; this "
+        f"onnxruntime has {', '.join(available)}; install the onnxruntime package with it, "
+        "or load it with any_target=True to run it slower or less exactly"
+    )
+
+
+def _provider_options(name: str, threads: int) -> dict[str, str]:
+    """Its number of threads; 0 lets the provider choose."""
+    option = _THREAD_OPTIONS.get(name)
+    return {option: str(threads)} if option is not None and threads else {}
 
 
 def _check_version(bundle: Bundle, installed: str) -> None:

@@ -165,6 +165,39 @@ def test_a_provider_that_is_not_there_is_an_error(tmp_path: pathlib.Path) -> Non
         edgec_runtime.load(path)
 
 
+def test_any_target_leaves_out_a_provider_that_is_not_there(tmp_path: pathlib.Path) -> None:
+    settings = manifest.Session(providers=("CUDAExecutionProvider", "CPUExecutionProvider"))
+    path = write_sample(tmp_path / "a", session=settings)
+    model = assert_works(path, any_target=True)
+    assert model.providers == ("CPUExecutionProvider",)
+    path = write_sample(
+        tmp_path / "b", session=manifest.Session(providers=("CUDAExecutionProvider",))
+    )
+    with pytest.raises(EdgecError, match="needs the execution provider 'CUDAExecutionProvider'"):
+        edgec_runtime.load(path, any_target=True)
+
+
+def test_a_provider_that_does_not_start_is_an_error(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # ONNX Runtime leaves such a provider out with no more than a warning
+    wanted = ("OpenVINOExecutionProvider", "CPUExecutionProvider")
+    path = write_sample(tmp_path / "a", session=manifest.Session(providers=wanted))
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(wanted))
+    made = onnxruntime.InferenceSession
+    asked: list[object] = []
+
+    def without_it(graph: object, options: object, *, providers: list[object], **rest: object):  # type: ignore[no-untyped-def]
+        asked.extend(providers)
+        return made(graph, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", without_it)
+    with pytest.raises(EdgecError, match="'OpenVINOExecutionProvider' is installed but does not"):
+        edgec_runtime.load(path, threads=3)
+    # it would take every core unless told the number
+    assert asked == [(wanted[0], {"num_of_threads": "3"}), (wanted[1], {})]
+
+
 def test_session_entries_follow_manifest_machine_and_mapping(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

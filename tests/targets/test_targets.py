@@ -11,7 +11,7 @@ from edgec.passes import PASSES
 from edgec.targets import Target, TargetError, load_target, target_names
 
 FOLDER = pathlib.Path(__file__).parents[2] / "targets"
-SHIPPED = ("android", "arm64", "arm64-dotprod", "web", "x86-64", "x86-64-avx2")
+SHIPPED = ("android", "arm64", "arm64-dotprod", "web", "x86-64", "x86-64-avx2", "x86-64-openvino")
 OPERATING_SYSTEMS = {"linux", "windows", "macos", "android", "ios", "browser"}
 
 
