@@ -159,13 +159,29 @@ def test_layers_too_small_to_pay_stay_float_by_default():
     assert result.skipped[0].reason == "it has 6144 weights, fewer than min_weights"
 
 
-def test_gru_is_refused_with_the_way_out():
-    text = """g (float[s, 2, 24] x) => (float[s, 1, 2, 32] y) {
+def test_gru_is_stored_in_int8_and_runs_as_float():
+    model = graphs.graph(
+        """g (float[n, 2, 24] x) => (float[n, 1, 2, 32] y) {
         [gru] y = GRU <hidden_size = 32> (x, w, r)
-    }"""
-    model = graphs.graph(text, {"w": graphs.weight(1, 96, 24), "r": graphs.weight(1, 96, 32)})
-    (skip,) = quantized(model).skipped
-    assert skip.node == "gru" and "quantize-weights" in skip.reason
+    }""",
+        {"w": graphs.weight(1, 96, 24), "r": graphs.weight(1, 96, 32, seed=1)},
+    )
+    result = quantized(model)
+    assert result.changed == 1
+    lowered = Lower().run(result.model, graphs.context(model))
+    assert len(graph_bytes(lowered.model)) < 0.5 * len(graph_bytes(model))
+    assert "smaller file at float32's speed" in " ".join(lowered.findings)
+    x = graphs.feed(7, 2, 24)
+    (reference,), (actual,) = graphs.run(model, x=x), graphs.run(lowered.model, x=x)
+    assert sqnr_db(reference, actual) > 38
+
+
+def test_sensitivity_of_a_recurrent_layer_without_its_first_output():
+    model, feeds = graphs.lstm()
+    model.graph.outputs.pop(0)
+    model.graph.node("lstm").outputs[0].name = ""
+    context = with_calibration(model, **feeds)
+    assert list(QuantizeDynamic(min_weights=1024).run(model, context).sensitivity) == ["lstm"]
 
 
 def test_constant_on_the_left_and_infinite_weights_are_refused():
