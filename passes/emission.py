@@ -7,6 +7,7 @@ follows without data: so a lock of ranges and bias corrections reproduces the sa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,77 +15,108 @@ import onnx_ir as ir
 
 from edgec.passes import placement, qdq
 from edgec.passes.affine import Affine, affine_before, folded
-from edgec.passes.bias_correction import Twins
+from edgec.passes.gates import quantize_gates
 from edgec.passes.placement import Placement, Unit, node_input
 from edgec.passes.ranges import Range
-from edgec.passes.weights import constant, label
+from edgec.passes.static_decisions import Decisions, WeightChoice, weight_key
+from edgec.passes.weights import constant
 from edgec.targets.schema import Int8
 
 Array = np.ndarray[Any, Any]
 
 
-def emit(
-    model: ir.Model,
-    plan: Placement,
-    spans: Mapping[str, Range],
-    int8: Int8,
-    corrections: Mapping[str, Array],
-) -> dict[ir.Node, str]:
-    """Quantize a model in place as planned.
+@dataclass(frozen=True)
+class Scheme:
+    """Parameters of every quantized value, and affine maps that go into a pair.
 
-    spans: range of each calibrated value. corrections: what is added to the biases, by name
-    of the layer's output. Returns the name of each computing node's dequantized weight.
+    folds: the map before a value with the parameters of the QuantizeLinear of its source.
+    """
+
+    parameters: Mapping[ir.Value, qdq.Parameters]
+    folds: Mapping[ir.Value, tuple[Affine, qdq.Parameters]]
+
+    def read(self, value: ir.Value, rows: Array) -> Array:
+        """What a layer reads behind the Q/DQ pair of a value, from float32 rows of it."""
+        after = self.parameters[value]
+        if value not in self.folds:
+            return qdq.fake_quantized(rows, after)
+        # the source gives the same integers as the value less what the fold left over
+        affine, before = self.folds[value]
+        kept = np.float32((before.zero_point - after.zero_point) * after.scale)
+        return qdq.fake_quantized(rows + (kept - np.float32(affine.offset)), after)
+
+    def least_weight_scale(self, units: Sequence[Unit]) -> Array | None:
+        """The smallest scales of a weight of these units for which all biases fit: float32."""
+        bounds = []
+        for unit in units:
+            place = unit.bias
+            bias = None if place is None else constant(node_input(*place))
+            if bias is not None and place is not None and place[0] is unit.node:
+                scale = self.parameters[unit.data[0][1]].scale
+                bounds.append(qdq.least_weight_scale(bias.reshape(-1), scale))
+        return np.max(bounds, axis=0) if bounds else None
+
+
+def scheme_of(plan: Placement, spans: Mapping[str, Range], int8: Int8) -> Scheme:
+    """Scales and zero points that follow from the ranges."""
+    parameters = _parameters(plan, spans, int8)
+    return Scheme(parameters, _folds(plan, parameters))
+
+
+def weight_layers(plan: Placement) -> dict[tuple[ir.Value, int], list[Unit]]:
+    """The computing units of each weight, by the weight and the axis of its channels."""
+    found: dict[tuple[ir.Value, int], list[Unit]] = {}
+    for unit in plan.units:
+        value = node_input(unit.node, 1) if unit.computing else None
+        if value is not None:
+            found.setdefault((value, placement.channel_axis(unit.node)), []).append(unit)
+    return found
+
+
+def quantized_weights(
+    plan: Placement, scheme: Scheme, choices: Mapping[str, WeightChoice], int8: Int8
+) -> dict[ir.Node, qdq.QuantizedWeight]:
+    """The integers of every computing node's weight; shared where the weight is shared."""
+    found = {}
+    for (value, axis), units in weight_layers(plan).items():
+        weight = constant(value)
+        assert weight is not None  # placement took no other
+        choice = choices.get(weight_key(value, axis), WeightChoice())
+        least = scheme.least_weight_scale(units)
+        scale = qdq.weight_scale(weight, int8, axis=axis, least_scale=least, shares=choice.shares)
+        quantized = qdq.quantize_weight(weight, int8, scale, axis=axis, steps=choice.steps)
+        found.update({unit.node: quantized for unit in units})
+    return found
+
+
+def emit(model: ir.Model, plan: Placement, decided: Decisions, int8: Int8) -> dict[ir.Node, str]:
+    """Quantize a model in place as planned and decided.
+
+    Returns the name of each computing node's dequantized weight.
     """
     writer = qdq.Writer(model)
-    parameters = _parameters(plan, spans, int8)
-    folds = _folds(plan, parameters)
-    written: dict[tuple[ir.Value, bytes], ir.Value] = {}
+    scheme = scheme_of(plan, decided.ranges, int8)
+    weights = quantized_weights(plan, scheme, decided.weights, int8)
+    written: dict[int, ir.Value] = {}
     # before the pairs go in: afterwards a layer's input is a dequantized value
     for unit in plan.units:
         if unit.computing:
-            scale = parameters[unit.data[0][1]].scale
-            shift = corrections.get(name_of(unit.node.outputs[0]))
-            _emit_weight(writer, unit, int8, input_scale=scale, shift=shift, written=written)
+            scale = scheme.parameters[unit.data[0][1]].scale
+            shift = decided.shifts.get(name_of(unit.node.outputs[0]))
+            weight = weights[unit.node]
+            _emit_weight(writer, unit, weight, input_scale=scale, shift=shift, written=written)
     for value, uses in plan.inputs.items():
-        affine, before = folds.get(value, (Affine(value, 1.0, 0.0), parameters[value]))
-        dequantized = writer.pair(affine.source, before, parameters[value])
+        parameters = scheme.parameters[value]
+        affine, before = scheme.folds.get(value, (Affine(value, 1.0, 0.0), parameters))
+        dequantized = writer.pair(affine.source, before, parameters)
         for node, index in uses:
             node.replace_input_with(index, dequantized)
         writer.drop_chain(value, until=affine.source)
     for value in plan.outputs:
-        writer.replace_output(value, parameters[value])
+        writer.replace_output(value, scheme.parameters[value])
+    if "HardSwish" in int8.integer_ops:
+        quantize_gates(model.graph)
     return {u.node: name_of(u.node.inputs[1]) for u in plan.units if u.computing}
-
-
-def with_twins(
-    model: ir.Model, spans: Mapping[str, Range], int8: Int8, skip: Sequence[str]
-) -> tuple[ir.Model, list[Twins]]:
-    """A copy of the float model where every computing layer has a quantized twin."""
-    copy = model.clone()
-    plan = placement.place(copy.graph, int8, skip)
-    writer = qdq.Writer(copy)
-    parameters = _parameters(plan, spans, int8)
-    folds = _folds(plan, parameters)
-    twins: list[Twins] = []
-    readers: dict[ir.Value, list[ir.Node]] = {}
-    for unit in [u for u in plan.units if u.computing]:
-        node, (_, source) = unit.node, unit.data[0]
-        twin = ir.Node(node.domain, node.op_type, node.inputs, list(node.attributes.values()))
-        twin.outputs[0].name = writer.name(f"{name_of(node.outputs[0])}_twin")
-        copy.graph.insert_after(node, [twin])
-        quantized = Unit(twin, twin.outputs[0], computing=True)
-        scale = parameters[source].scale
-        _emit_weight(writer, quantized, int8, input_scale=scale, shift=None, written={})
-        readers.setdefault(source, []).append(twin)
-        axis = 1 if node.op_type == "Conv" else -1
-        both = name_of(node.outputs[0]), name_of(twin.outputs[0])
-        twins.append(Twins(label(node), *both, axis, corrected=unit.bias is not None))
-    for value, nodes in readers.items():
-        affine, before = folds.get(value, (Affine(value, 1.0, 0.0), parameters[value]))
-        dequantized = writer.pair(affine.source, before, parameters[value])
-        for twin in nodes:
-            twin.replace_input_with(0, dequantized)
-    return copy, twins
 
 
 def name_of(value: ir.Value | None) -> str:
@@ -127,16 +159,16 @@ def _folds(
 def _emit_weight(
     writer: qdq.Writer,
     unit: Unit,
-    int8: Int8,
+    weight: qdq.QuantizedWeight,
     *,
     input_scale: float,
     shift: Array | None,
-    written: dict[tuple[ir.Value, bytes], ir.Value],
+    written: dict[int, ir.Value],
 ) -> None:
     """Put a layer's weight and bias behind DequantizeLinear.
 
     shift: added to the bias, which is created if there is none. written: dequantized
-    weights by source and scale, so that a shared weight stays shared.
+    weights by identity of the quantized ones, so that a shared weight stays shared.
     """
     node, place, weight_value = unit.node, unit.bias, node_input(unit.node, 1)
     bias_value = None if place is None else node_input(*place)
@@ -145,23 +177,10 @@ def _emit_weight(
         bias = np.zeros(placement.channels(node), np.float32)
     inside = place is not None and place[0] is node  # the kernel itself adds an int32 bias
 
-    least = None
-    if bias is not None and inside:
-        least = qdq.least_weight_scale(bias.reshape(-1), input_scale)
-    array = constant(weight_value)
-    assert weight_value is not None and array is not None  # placement took no other
-    weight = qdq.quantize_weight(
-        array,
-        int8.weight,
-        axis=placement.channel_axis(node),
-        per_channel=int8.per_channel,
-        reduce_range=int8.reduce_range,
-        least_scale=least,
-    )
-    shared = (weight_value, weight.scale.tobytes())
-    if shared not in written:
-        written[shared] = writer.weight(name_of(weight_value), weight, before=node)
-    node.replace_input_with(1, written[shared])
+    assert weight_value is not None  # placement took no other
+    if id(weight) not in written:
+        written[id(weight)] = writer.weight(name_of(weight_value), weight, before=node)
+    node.replace_input_with(1, written[id(weight)])
     writer.drop(weight_value)
     if place is None or bias is None:
         return

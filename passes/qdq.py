@@ -18,8 +18,9 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.passes.ranges import Range
+from edgec.passes.weight_rounding import SHARES
 from edgec.passes.weights import Editor, constant
-from edgec.targets.schema import IntegerType
+from edgec.targets.schema import Int8, IntegerType
 
 Array = np.ndarray[Any, Any]
 
@@ -44,6 +45,15 @@ class QuantizedWeight:
     scale: Array
     zero_point: Array
     axis: int | None
+
+    def real(self) -> Array:
+        """The float32 weight that the integers stand for."""
+        shape = [1] * self.integers.ndim
+        if self.axis is not None:
+            shape[self.axis] = self.scale.size
+        zero_point = self.zero_point.reshape(shape).astype(np.float32)
+        centred = self.integers.astype(np.float32) - zero_point
+        return np.asarray(centred * self.scale.reshape(shape))
 
 
 def activation_parameters(
@@ -70,57 +80,76 @@ def activation_parameters(
     return Parameters(float(scale), zero_point, dtype)
 
 
-def quantize_weight(
+def fake_quantized(values: Array, parameters: Parameters) -> Array:
+    """float32 values as they come back from a Q/DQ pair."""
+    least, greatest = _LIMITS[parameters.dtype]
+    zero_point = np.float32(parameters.zero_point)
+    integers = values * np.float32(1.0 / parameters.scale)
+    np.rint(integers, out=integers)
+    np.clip(integers, least - zero_point, greatest - zero_point, out=integers)
+    integers *= np.float32(parameters.scale)
+    return integers
+
+
+def levels(dtype: IntegerType) -> int:
+    """Steps between the ends of an integer type's range."""
+    least, greatest = _LIMITS[dtype]
+    return greatest - least
+
+
+def greatest(int8: Int8) -> int:
+    """The largest magnitude of a weight's integers around their zero point.
+
+    With reduce_range 7 bits, whose products with 8 bits do not saturate 16-bit sums.
+    """
+    return 64 if int8.reduce_range else 127
+
+
+def weight_scale(
     weight: Array,
-    dtype: IntegerType,
+    int8: Int8,
     *,
     axis: int,
-    per_channel: bool = True,
-    reduce_range: bool = False,
-    keep_sums: bool = True,
     least_scale: Array | None = None,
-) -> QuantizedWeight:
-    """Symmetric integers of a float32 weight.
+    shares: Array | None = None,
+) -> Array:
+    """float32 scale of a float32 weight, [channels] or a number; a channel of zeros gets 1.
 
-    axis: dimension of the output channels. per_channel: each has its own scale.
-    reduce_range: 7 bits, -64..64, whose products with 8 bits do not saturate 16-bit sums.
-    keep_sums: round so that each channel's sum changes by at most half a step. A filter's
-    inputs have much in common (neighbouring pixels, positive activations); what is common
-    meets the sum of the rounding errors, and nearest rounding lets that sum grow.
-    least_scale: lower bound of the scales, where a bias would overflow int32 otherwise.
-    A channel of zeros gets scale 1.
+    axis: dimension of the output channels. least_scale: lower bounds [channels], where a bias
+    would overflow int32 otherwise. shares: uint8 [channels], which of ``weight_rounding.SHARES`` of
+    its largest weight each channel spans.
     """
-    greatest = 64 if reduce_range else 127
     rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
-    top = np.abs(rows).max(axis=1 if per_channel else None).astype(np.float32)
-    scale = np.asarray(top / np.float32(greatest), np.float32)
-    if least_scale is not None:
-        bound = least_scale if per_channel else least_scale.max()
-        scale = np.maximum(scale, bound.astype(np.float32))
-    scale = np.where(scale < np.finfo(np.float32).tiny, np.float32(1.0), scale)
-    exact = rows.astype(np.float64) / (scale[:, None] if per_channel else scale)
-    integers = np.clip(
-        _rounded_with_sums(exact) if keep_sums else np.rint(exact), -greatest, greatest
-    )
-    zero = 128 if dtype == "uint8" else 0
-    moved = np.moveaxis(weight, axis, 0).shape
-    placed = np.moveaxis((integers + zero).astype(dtype).reshape(moved), 0, axis)
-    zero_point = np.full(scale.shape, zero, dtype)
-    return QuantizedWeight(placed, scale, zero_point, axis if per_channel else None)
+    top = np.abs(rows).max(axis=1).astype(np.float32)
+    if shares is not None:
+        top = top * SHARES[shares].astype(np.float32)
+    if least_scale is None:
+        least_scale = np.zeros_like(top)
+    scale = np.maximum(top / np.float32(greatest(int8)), least_scale.astype(np.float32))
+    if not int8.per_channel:
+        scale = scale.max()
+    tiny = np.finfo(np.float32).tiny
+    return np.asarray(np.where(scale < tiny, np.float32(1.0), scale), np.float32)
 
 
-def _rounded_with_sums(exact: Array) -> Array:
-    """Integers next to [rows, n] reals whose row sums are as near as integers allow.
+def quantize_weight(
+    weight: Array, int8: Int8, scale: Array, *, axis: int, steps: Array | None = None
+) -> QuantizedWeight:
+    """Symmetric integers of a float32 weight at a given scale.
 
-    Nearest rounding, then the entries that cost least go to their other neighbour.
+    steps: int8, shaped like the weight: how far each integer lies from the nearest one.
     """
-    nearest = np.rint(exact)
-    left = exact - nearest
-    missing = np.rint(left.sum(axis=1, keepdims=True))
-    order = np.argsort(-left * np.sign(missing), axis=1, kind="stable")
-    rank = np.empty_like(order)
-    np.put_along_axis(rank, order, np.arange(exact.shape[1])[None, :], axis=1)
-    return nearest + np.where(rank < np.abs(missing), np.sign(missing), 0.0)
+    shape = [1] * weight.ndim
+    if scale.ndim:
+        shape[axis] = scale.size
+    top = greatest(int8)
+    integers = np.clip(np.rint(weight / scale.reshape(shape)), -top, top)
+    if steps is not None:
+        integers = np.clip(integers + steps, -top, top)
+    zero = 128 if int8.weight == "uint8" else 0
+    zero_point = np.full(scale.shape, zero, int8.weight)
+    placed = (integers + zero).astype(int8.weight)
+    return QuantizedWeight(placed, scale, zero_point, axis if scale.ndim else None)
 
 
 def least_weight_scale(bias: Array, input_scale: float) -> Array:

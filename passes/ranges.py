@@ -5,9 +5,8 @@ width doubles and neighbouring bins merge; since halving a bin index is exact, t
 depends on the multiset of values alone: streamed, batched, and merged in any order it is
 the same, bit for bit, and its size does not grow with the number of samples.
 
-Three ways to choose the range that the integers shall span: the extremes, percentiles, or
-the least mean squared error. Left out: entropy (KL); in our measurements it never beat the
-mean squared error at 8 bits.
+Four ways to choose the range that the integers shall span: the extremes, percentiles, the
+least mean squared error, or the least divergence (entropy).
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 BINS = 2048
-RangeMethod = Literal["minmax", "percentile", "mse"]
+RangeMethod = Literal["minmax", "percentile", "mse", "entropy"]
 
 _HALF = BINS // 2
 _LEAST_REACH = -89  # values below 2**-89 share the bin of zero: 2**100 is exact in float32
@@ -56,9 +55,11 @@ class Histogram:
     high: float
 
     @classmethod
-    def of(cls, values: np.ndarray[Any, Any]) -> Histogram:
+    def of(cls, values: np.ndarray[Any, Any], *, most: int | None = None) -> Histogram:
         """The histogram of a float array of any shape.
 
+        most: about how many of the values are counted, at an odd distance from each other so
+        that all columns of an image have their turn; None counts all. The extremes are exact.
         Raises ValueError if a value is NaN or infinite, or if there is none.
         """
         if values.size == 0:
@@ -66,11 +67,14 @@ class Histogram:
         low, high = float(values.min()), float(values.max())
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError("NaN" if math.isnan(low) or math.isnan(high) else "an infinite value")
+        flat = values.ravel()
+        if most is not None and values.size > most:
+            flat = flat[:: values.size // most | 1]
         signed = low < 0.0
         top = max(high, -low)
         reach = max(math.frexp(top)[1], _LEAST_REACH) if top else _LEAST_REACH
         scale = np.float32(2.0 ** (_bits(signed) - reach))
-        indices = (values.astype(np.float32, copy=False).ravel() * scale).astype(np.intp)
+        indices = (flat.astype(np.float32, copy=False) * scale).astype(np.intp)
         if signed:
             indices += _HALF
         counts = np.bincount(indices, minlength=BINS)
@@ -157,6 +161,39 @@ def least_squares(histogram: Histogram, levels: int) -> Range:
     error = clipped + (n2[near_high] - n2[near_low]) + rounded * step**2 / 12
     i, j = np.unravel_index(int(np.argmin(error)), error.shape)
     return Range(float(lows[j]), float(highs[i]))
+
+
+def least_divergence(histogram: Histogram, levels: int) -> Range:
+    """The range whose integers tell most about the distribution of the values (entropy).
+
+    levels: steps between the range's ends. Least Kullback-Leibler divergence of the clipped
+    distribution from what its integers can express: every bin of a level gets the level's
+    mean. Ends move together. Method: Migacz 2017, "8-bit inference with TensorRT".
+    """
+    used = np.flatnonzero(histogram.counts)
+    counts, centers = histogram.counts[used].astype(np.float64), histogram.centers[used]
+    best, least = minmax(histogram), math.inf
+    for share in np.linspace(1.0, _LEAST_SHARE, _CANDIDATES):
+        span = Range(share * histogram.low, share * histogram.high)
+        step = (span.high - span.low) / levels
+        if step <= 0.0:
+            break
+        first, last = np.searchsorted(centers, [span.low, span.high])
+        if last <= first:
+            break
+        inside = counts[first:last]
+        clipped = inside.copy()
+        clipped[0] += counts[:first].sum()
+        clipped[-1] += counts[last:].sum()
+        level = np.rint((centers[first:last] - span.low) / step).astype(np.intp)
+        # the mean of the level without the outliers: clipping has to cost something
+        mean = np.bincount(level, inside) / np.maximum(np.bincount(level), 1)
+        expressed = mean[level]
+        p, q = clipped / clipped.sum(), expressed / expressed.sum()
+        divergence = float((p * np.log(p / q)).sum())
+        if divergence < least:
+            best, least = span, divergence
+    return best
 
 
 def _bits(signed: bool) -> int:
