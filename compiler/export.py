@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import pathlib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ import onnx_ir.passes.common as common_passes
 
 from edgec.entrypoint import describe_failure, repeatable
 from edgec.errors import EdgecError, ExportError, SourceError
+from edgec.export_onnx import load_onnx
 from edgec.passes.execution import open_session, run_feeds, run_values, sqnr_db
 from edgec.report import Parity
 from edgec.source import Source
@@ -122,34 +122,6 @@ def _run_eager(eager: Any, feeds: Feeds) -> dict[str, np.ndarray[Any, Any]]:
             f"{describe_failure(None, error)}"
         ) from error
     return outputs
-
-
-def load_onnx(path: pathlib.Path) -> ir.Model:
-    """The model of an .onnx file, its weights mapped. Raises SourceError if it is none."""
-    import onnx
-
-    if not path.is_file():
-        raise SourceError(f"{path}: no such file; expected an .onnx file")
-
-    try:
-        model = ir.load(path)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise SourceError(f"{path}: not an ONNX file: {reason}") from error
-    if not len(model.graph) or not model.graph.outputs:
-        raise SourceError(f"{path}: not an ONNX file, or a graph without nodes")
-    for value in model.graph.initializers.values():
-        if isinstance(value.const_value, ir.ExternalTensor):
-            file = pathlib.Path(value.const_value.path)
-            if not file.is_file():
-                raise SourceError(f"{path}: its weights file {file.name} is missing beside it")
-    try:
-        onnx.checker.check_model(str(path))
-    except (onnx.checker.ValidationError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise SourceError(f"{path}: not a valid ONNX model: {reason}") from error
-    common_passes.RemoveInitializersFromInputsPass()(model)  # before IR version 4 they were
-    return model
 
 
 def _from_torch(source: Source, target: Target) -> Exported:
@@ -333,9 +305,10 @@ def _strip(model: ir.Model) -> None:
 
 
 def _require_tensors(model: ir.Model) -> None:
-    for value in model.graph.outputs:
-        if isinstance(value.type, (ir.SequenceType, ir.OptionalType)):
-            raise ExportError(f"output '{value.name}' is a {value.type}; expected a tensor")
+    for side, values in (("input", model.graph.inputs), ("output", model.graph.outputs)):
+        for value in values:
+            if isinstance(value.type, (ir.SequenceType, ir.OptionalType)):
+                raise ExportError(f"{side} '{value.name}' is a {value.type}; expected a tensor")
 
 
 @contextlib.contextmanager

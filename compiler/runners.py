@@ -27,7 +27,7 @@ def open_runner(path: pathlib.Path, like: Manifest, threads: int) -> Run:
         model = edgec_runtime.load(path, threads=threads, any_target=True)
         _same_signature(path, [v.name for v in model.inputs], [v.name for v in model.outputs], like)
         return lambda feeds: model(**feeds)
-    from edgec.export import load_onnx
+    from edgec.export_onnx import load_onnx
     from edgec.passes.execution import open_session, run_feeds
 
     graph = load_onnx(path)

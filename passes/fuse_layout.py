@@ -90,7 +90,7 @@ def fix_reshape(node: ir.Node, opset: int) -> bool | Skip | None:
     if not is_op(node, "Reshape") or constant(node.inputs[1]) is not None:
         return None
     data, result = node.inputs[0], node.outputs[0]
-    if data is None or result.shape is None:
+    if data is None or result.shape is None or _wrong_rank(node.inputs[1], result.shape):
         return None
     shape: list[int] = []
     for axis, dimension in enumerate(result.shape):
@@ -111,6 +111,13 @@ def fix_reshape(node: ir.Node, opset: int) -> bool | Skip | None:
     remove_unused(None if computed is None else computed.producer())
     node.attributes.pop("allowzero", None)
     return True
+
+
+def _wrong_rank(wanted: ir.Value | None, declared: ir.Shape) -> bool:
+    """True if the shape asked for has another length than the declared one, which then lies."""
+    if wanted is None or wanted.shape is None or len(wanted.shape) != 1:
+        return False
+    return isinstance(wanted.shape[0], int) and wanted.shape[0] != len(declared)
 
 
 def _copied(data: ir.Value, axis: int, dimension: ir.SymbolicDim) -> bool:
