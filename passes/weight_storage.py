@@ -8,12 +8,13 @@ tables), gate unit (LSTM, GRU), or block along the input dimension (matrix produ
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
 
 from edgec.passes.weight_choices import Choice, Matrix
+from edgec.passes.weight_rounding import sums_kept
 from edgec.passes.weights import (
     BLOCK_OPSET,
     Array,
@@ -57,10 +58,27 @@ class WeightStore:
         self._channels(node, 0, weight, axis=0, bits=8)
 
     def channels(self, node: ir.Node) -> None:
-        """Conv or ConvTranspose: int8 with one scale for each output channel."""
-        weight = float_weight(required(node, 1))
+        """Conv or ConvTranspose: int8 with one scale for each output channel.
+
+        A Conv's integers keep each filter's sum, since its inputs have a mean in common
+        (measured on EfficientNet-Lite0: outputs of 24.7 dB instead of 19.9).
+        """
+        value = required(node, 1)
+        weight = float_weight(value)
         # Conv [out, in / groups, kernel...]; ConvTranspose [in, out / groups, kernel...]
-        self._channels(node, 1, weight, axis=0 if node.op_type == "Conv" else 1, bits=8)
+        if node.op_type == "ConvTranspose":
+            self._channels(node, 1, weight, axis=1, bits=8)
+            return
+        key = "filters"
+        stored = self._stored.get((value, key))
+        if stored is None:
+            quantized = quantize_channels(weight, (0,))
+            rows = weight.reshape(len(weight), -1) / quantized.scale[:, None].astype(np.float64)
+            values = np.clip(sums_kept(rows), -127, 127).astype(np.int8)
+            stored = self._store(
+                value, key, replace(quantized, values=values.reshape(weight.shape))
+            )
+        self._feed(node, 1, stored, {"axis": 0})
 
     def recurrent(self, node: ir.Node, *, bits: int = 8) -> None:
         """LSTM, GRU or RNN: W and R as int8 with one scale for each row of a gate.

@@ -69,6 +69,23 @@ def test_convolutions_stay_in_eight_bits_with_a_scale_a_channel():
     assert sqnr_db(reference, actual) > 20  # the last layer has 4 bits
 
 
+def test_convolution_keeps_the_sum_of_each_filter():
+    model = graphs.graph(
+        "g (float[1, 64, 9, 9] x) => (float[1, 32, 9, 9] y) { [c] y = Conv (x, k) }",
+        {"k": graphs.weight(32, 64, 1, 1)},
+    )
+    result = quantized(model)
+    x = np.abs(graphs.feed(1, 64, 9, 9)) + 1  # with a mean in common, as behind a Relu
+    (reference,), (actual,) = graphs.run(model, x=x), graphs.run(result.model, x=x)
+    kernel = constant(model.graph.initializers["k"])
+    scale = np.abs(kernel).max(axis=(1, 2, 3), keepdims=True) / 127
+    nearest = graphs.graph(
+        "g (float[1, 64, 9, 9] x) => (float[1, 32, 9, 9] y) { [c] y = Conv (x, k) }",
+        {"k": (np.rint(kernel / scale) * scale).astype(np.float32)},
+    )
+    assert sqnr_db(reference, actual) > sqnr_db(reference, graphs.run(nearest, x=x)[0]) + 3
+
+
 def test_transposed_convolution_has_its_channels_on_axis_one():
     model = graphs.graph(
         "g (float[1, 16, 5, 5] x) => (float[1, 24, 7, 7] y) { [up] y = ConvTranspose (x, w) }",
