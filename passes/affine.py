@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from edgec.passes.qdq import Parameters
+from edgec.passes.qdq import Parameters, limits
 from edgec.passes.weights import constant
 
 _MOST_ENLARGED = 1.0 / 8  # share by which a scale may grow to make b / s an integer
@@ -58,7 +58,7 @@ def affine_before(value: ir.Value) -> Affine | None:
 def folded(affine: Affine, parameters: Parameters) -> tuple[Parameters, Parameters] | None:
     """Parameters of the QuantizeLinear of the source and of the DequantizeLinear behind it.
 
-    None if the zero point of the QuantizeLinear would not fit into 8 bits.
+    None if the zero point of the QuantizeLinear would not fit into its type.
     """
     steps = abs(affine.offset) / parameters.scale
     scale, whole = parameters.scale, round(steps)
@@ -71,7 +71,7 @@ def folded(affine: Affine, parameters: Parameters) -> tuple[Parameters, Paramete
     before = Parameters(
         float(np.float32(scale / affine.factor)), after.zero_point + shift, after.dtype
     )
-    least, greatest = (0, 255) if after.dtype == "uint8" else (-128, 127)
+    least, greatest = limits(after.dtype)
     return (before, after) if least <= before.zero_point <= greatest else None
 
 

@@ -111,7 +111,11 @@ def place(graph: ir.Graph, int8: Int8, skip: Sequence[str]) -> Placement:
     candidates: dict[ir.Node, Unit] = {}
     reasons: dict[ir.Node, str] = {}
     # values that can be had in integers
-    quantized = {n.inputs[0] for n in graph if _computes(n, int8, skip)}
+    quantized = {
+        n.inputs[0]
+        for n in graph
+        if _computes(n, int8, skip) and (int8.depthwise_pays or not _depthwise(n))
+    }
     inner: set[ir.Node] = set()  # activation functions inside units
     for node in graph:
         if node in inner:
@@ -137,14 +141,18 @@ def place(graph: ir.Graph, int8: Int8, skip: Sequence[str]) -> Placement:
 
 def _computes(node: ir.Node, int8: Int8, skip: Sequence[str]) -> bool:
     wanted = node.op_type in int8.static_ops and node.op_type in _COMPUTING
-    return wanted and node.name not in skip and not _refusal(node, int8, set())
+    wanted = wanted and node.domain in ("", "ai.onnx")
+    return wanted and node.name not in skip and not _computing_refusal(node, int8)
 
 
 def _refusal(node: ir.Node, int8: Int8, quantized: set[ir.Value | None]) -> str:
     if node.domain not in ("", "ai.onnx"):
         return f"{node.domain}::{node.op_type}: not an op of standard ONNX"
     if node.op_type in int8.static_ops and node.op_type in _COMPUTING:
-        return _computing_refusal(node, int8)
+        reason = _computing_refusal(node, int8)
+        if reason or int8.depthwise_pays or not _depthwise(node) or node.inputs[0] in quantized:
+            return reason
+        return "depthwise Conv of a float value: float is as fast on the target"
     if node.op_type not in int8.integer_ops:
         return f"{node.op_type}: not in static_ops of the target"
     if len([o for o in node.outputs if o.name]) > 1:
@@ -160,6 +168,11 @@ def _refusal(node: ir.Node, int8: Int8, quantized: set[ir.Value | None]) -> str:
 def _grouped(node: ir.Node) -> bool:
     group = node.attributes.get("group")
     return group is not None and group.as_int() > 1
+
+
+def _depthwise(node: ir.Node) -> bool:
+    weight = constant(node.inputs[1]) if node.op_type == "Conv" and _grouped(node) else None
+    return weight is not None and weight.shape[1] == 1
 
 
 def _computing_refusal(node: ir.Node, int8: Int8) -> str:

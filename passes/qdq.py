@@ -5,7 +5,7 @@ The arithmetic follows the scheme of Jacob et al. 2018 (arXiv:1712.05877): real 
 channel, biases int32 at input_scale * weight_scale. Integers go into the model as new
 initializers behind a DequantizeLinear; the float values keep their names.
 
-Left out: 16-bit activations and blocked weights.
+Left out: blocked weights.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ import onnx_ir as ir
 from edgec.passes.ranges import Range
 from edgec.passes.weight_rounding import SHARES
 from edgec.passes.weights import Editor, constant
-from edgec.targets.schema import Int8, IntegerType
+from edgec.targets.schema import ActivationType, Int8
 
 Array = np.ndarray[Any, Any]
 
-_LIMITS: dict[str, tuple[int, int]] = {"uint8": (0, 255), "int8": (-128, 127)}
 _BIAS_LIMIT = 2**30  # int32 bias, with room for the products that are added to it
 
 
@@ -34,7 +33,7 @@ class Parameters:
 
     scale: float
     zero_point: int
-    dtype: IntegerType
+    dtype: ActivationType
 
 
 @dataclass(frozen=True)
@@ -57,15 +56,15 @@ class QuantizedWeight:
 
 
 def activation_parameters(
-    span: Range, dtype: IntegerType, *, inside: Range | None = None
+    span: Range, dtype: ActivationType, *, inside: Range | None = None
 ) -> Parameters:
-    """Scale and zero point by which an 8-bit type spans a range; zero is exact.
+    """Scale and zero point by which an integer type spans a range; zero is exact.
 
     inside: bounds of an activation function (Relu, Clip) before the quantization; the
     dequantized limits are kept within them, so that the function becomes redundant.
     A range of no width gets scale 1.
     """
-    least, greatest = _LIMITS[dtype]
+    least, greatest = limits(dtype)
     scale = np.float32((span.high - span.low) / (greatest - least))
     if scale < np.finfo(np.float32).tiny:
         scale = np.float32(1.0)
@@ -82,7 +81,7 @@ def activation_parameters(
 
 def fake_quantized(values: Array, parameters: Parameters) -> Array:
     """float32 values as they come back from a Q/DQ pair."""
-    least, greatest = _LIMITS[parameters.dtype]
+    least, greatest = limits(parameters.dtype)
     zero_point = np.float32(parameters.zero_point)
     integers = values * np.float32(1.0 / parameters.scale)
     np.rint(integers, out=integers)
@@ -91,10 +90,10 @@ def fake_quantized(values: Array, parameters: Parameters) -> Array:
     return integers
 
 
-def levels(dtype: IntegerType) -> int:
-    """Steps between the ends of an integer type's range."""
-    least, greatest = _LIMITS[dtype]
-    return greatest - least
+def limits(dtype: ActivationType) -> tuple[int, int]:
+    """The least and the greatest integer of a type."""
+    info = np.iinfo(dtype)
+    return int(info.min), int(info.max)
 
 
 def greatest(int8: Int8) -> int:

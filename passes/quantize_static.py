@@ -6,7 +6,8 @@ run come ranges, the rounding of the weights and the correction of the biases
 the target's ONNX Runtime executes integers. ONNX Runtime's own optimizer is asked whether
 each pair really became an integer kernel.
 
-Left out: 16-bit activations, mixed precision, cross-layer equalization.
+Left out: mixed precision (the search around a build names layers in ``skip``), cross-layer
+equalization (a pass of its own).
 """
 
 from __future__ import annotations
@@ -28,14 +29,17 @@ from edgec.passes.static_choices import chosen_ranges, decided
 from edgec.passes.static_decisions import Decisions, replayed
 from edgec.passes.weight_rounding import Rounding
 from edgec.passes.weights import check_skip, label
+from edgec.targets.schema import Int8
 from edgec_runtime.errors import suggestion
 
 _LEAST_OPSET = 13  # DequantizeLinear with an axis
+_WIDE = ("uint16", "int16")
+_WIDE_OPSET = 21  # QuantizeLinear to 16 bits
 
 
 @dataclass(frozen=True)
 class QuantizeStatic:
-    """Quantize weights and activations to 8 bits with ranges measured beforehand.
+    """Quantize weights to 8 and activations to 8 or 16 bits with ranges measured beforehand.
 
     Cases: Conv (grouped, depthwise), Gemm and MatMul with a constant weight; a Relu or Clip
     behind them; residual Add, pooling, Concat and reshapes between them. Needs calibration
@@ -45,7 +49,7 @@ class QuantizeStatic:
     name: ClassVar[str] = "quantize-static"
     stage: ClassVar[Stage] = Stage.QUANTIZE
     lossless: ClassVar[bool] = False
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     # how the range of an activation is chosen; auto: for each the one with the least noise
     ranges: Literal["auto", "minmax", "percentile", "mse", "entropy"] = "auto"
@@ -72,7 +76,7 @@ class QuantizeStatic:
     def run(self, model: ir.Model, context: Context) -> Result:
         """Insert Q/DQ pairs around everything that pays on the target in integers."""
         int8 = context.target.int8
-        self._check(model)
+        self._check(model, int8)
         plan = placement.place(model.graph, int8, self.skip)
         if not plan.units:
             return Result(model, 0, skipped=plan.skipped)
@@ -87,18 +91,25 @@ class QuantizeStatic:
             found = self._measured(model, plan, context)
         touched = tuple(name_of(unit.output) for unit in plan.units)
         weights = emit(model, plan, found, int8)
+        # 16 bits are for devices that do not compute with ONNX Runtime's own kernels
+        unfused = () if int8.activation in _WIDE else _unfused(model, plan, weights)
         return Result(
             model,
             len(plan.units),
             plan.skipped,
             touched,
             context.lock or found.to_json(),  # a lock may know more nodes than this run
-            _unfused(model, plan, weights),
+            unfused,
             found.sensitivity,
         )
 
-    def _check(self, model: ir.Model) -> None:
+    def _check(self, model: ir.Model, int8: Int8) -> None:
         opset = model.opset_imports.get("", 0)
+        if int8.activation in _WIDE and opset < _WIDE_OPSET:
+            raise PassError(
+                f"the model has opset {opset}; {int8.activation} activations need {_WIDE_OPSET}: "
+                "run cleanup first, with a target of that opset"
+            )
         if opset < _LEAST_OPSET:
             raise PassError(
                 f"the model has opset {opset}; quantization per channel needs {_LEAST_OPSET}: "

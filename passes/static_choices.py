@@ -72,7 +72,8 @@ def chosen_ranges(
 
 
 def _range(method: RangeMethod, histogram: Histogram, share: float, int8: Int8) -> Range:
-    levels = qdq.levels(int8.activation)
+    least, greatest = qdq.limits(int8.activation)
+    levels = greatest - least
     if method == "percentile":
         return ranges.percentile(histogram, share)
     if method == "mse":

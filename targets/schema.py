@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 IntegerType = Literal["uint8", "int8"]
+ActivationType = Literal["uint8", "int8", "uint16", "int16"]  # 16 bits: for NPUs, from opset 21
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,12 @@ class Session:
 class Int8:
     """The int8 scheme that the device's kernels execute, and where it pays."""
 
-    activation: IntegerType  # type of quantized activations
+    activation: ActivationType  # type of quantized activations
     weight: IntegerType  # type of quantized weights, symmetric around its zero point
     per_channel: bool = True  # one weight scale per output channel
     reduce_range: bool = False  # 7-bit weights: no saturation in 16-bit accumulators
     min_channels: int = 1  # input channels from which an ungrouped Conv pays in integers
+    depthwise_pays: bool = True  # a depthwise Conv pays in integers even where its input is float
     static_ops: tuple[str, ...] = ()  # computing ops whose QDQ form runs in integers and pays
     integer_ops: tuple[str, ...] = ()  # ops kept integer between quantized ones
     dynamic_ops: tuple[str, ...] = ()  # ops that pay with ranges taken at run time

@@ -16,7 +16,8 @@ DEFAULT = QuantizeStatic()
 
 
 def target(name: str = "x86-64", **int8: object) -> Target:
-    loaded = load_target(name)
+    """The target with other capabilities; every kind of layer pays unless said otherwise."""
+    loaded, int8 = load_target(name), {"depthwise_pays": True} | int8
     return dataclasses.replace(loaded, int8=dataclasses.replace(loaded.int8, **int8))
 
 

@@ -12,7 +12,7 @@ import pytest
 from static_int8 import DEFAULT, array, conv, kernels, quantize, samples, sqnr, target
 
 from edgec.passes import PassError, QuantizeStatic
-from edgec.passes.execution import graph_bytes
+from edgec.passes.execution import graph_bytes, sqnr_db
 
 NEAREST = QuantizeStatic(ranges="minmax", rounding="nearest", bias_correction=False)
 
@@ -77,6 +77,43 @@ def test_bias_far_above_its_weights_fits_into_int32() -> None:
     result = quantize(model)
     y = graphs.run(result.model, x=samples(model)[0]["x"])[0]
     np.testing.assert_allclose(y[0, 1], 50.0, atol=0.5)  # half a step of the output
+
+
+@pytest.mark.parametrize("activation", ["uint16", "int16"])
+def test_sixteen_bit_activations_leave_the_noise_of_the_weights(activation: str) -> None:
+    model, _ = graphs.cnn()
+    result = quantize(model, on=target(activation=activation))
+    assert array(result.model, "x_zero_point").dtype == activation
+    assert result.findings == ()
+    feeds = samples(model, 12)[-1]
+    reference = graphs.run(model, **feeds)[0]
+    narrow, wide = (
+        sqnr_db(reference, graphs.run(m, optimized=False, **feeds)[0])
+        for m in (quantize(model).model, result.model)
+    )
+    assert wide > narrow + 0.5  # what is left is the rounding of the weights
+    assert wide > 40
+
+
+def test_sixteen_bits_need_opset_21() -> None:
+    text = "g (float[1, 8] x) => (float[1, 4] y) { y = MatMul (x, w) }"
+    model = graphs.graph(text, {"w": graphs.weight(8, 4)}, opset=20)
+    with pytest.raises(PassError, match="uint16 activations need 21"):
+        quantize(model, on=target(activation="uint16"))
+
+
+def test_a_depthwise_conv_of_a_float_value_stays_float_where_it_does_not_pay() -> None:
+    model = conv(
+        "[stem] a = Conv (x, k) s = Softplus (a) [depth] d = Conv <group = 8> (s, k2)"
+        "[point] p = Conv (d, k3) [again] y = Conv <group = 8> (p, k2)",
+        k2=graphs.weight(8, 1, 3, 3, seed=5),
+        k3=graphs.weight(8, 8, 1, 1, seed=6),
+    )
+    result = quantize(model, on=target(depthwise_pays=False))
+    reasons = {skip.node: skip.reason for skip in result.skipped}
+    assert "float is as fast" in reasons["depth"] and "again" not in reasons
+    assert "depth" in quantize(model, on=target(depthwise_pays=True)).sensitivity
+    assert not result.findings
 
 
 # --- placement --------------------------------------------------------------------------
