@@ -65,11 +65,15 @@ def run_passes(
     before = expected
     signature = _signature(model)
     steps: list[Step] = []
+    unquantized: ir.Model | None = None
     for index, pass_ in enumerate(passes):
         announce(pass_.name)
         decisions = locked[index] if locked else {}
         started = time.perf_counter()
-        result = pass_.run(model.clone(), replace(context, lock=decisions))
+        if pass_.stage is Stage.QUANTIZE and not pass_.lossless:
+            unquantized = unquantized or model
+        given = replace(context, lock=decisions, unquantized=unquantized)
+        result = pass_.run(model.clone(), given)
         seconds = time.perf_counter() - started
         if _signature(result.model) != signature:
             raise PassError(

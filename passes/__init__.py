@@ -13,12 +13,14 @@ from edgec.passes.contract import (
     Stage,
 )
 from edgec.passes.convert_float16 import ConvertFloat16
+from edgec.passes.equalize import Equalize
 from edgec.passes.fuse import Fuse
 from edgec.passes.lower import Lower
 from edgec.passes.prune_magnitude import PruneMagnitude
 from edgec.passes.quantize_dynamic import QuantizeDynamic
 from edgec.passes.quantize_static import QuantizeStatic
 from edgec.passes.quantize_weights import QuantizeWeights
+from edgec.passes.reconstruct import Reconstruct
 from edgec.passes.recover import Recover
 
 PASSES: tuple[type[Pass], ...] = (
@@ -26,7 +28,9 @@ PASSES: tuple[type[Pass], ...] = (
     Fuse,
     PruneMagnitude,
     Recover,
+    Equalize,
     QuantizeStatic,
+    Reconstruct,
     QuantizeDynamic,
     QuantizeWeights,
     ConvertFloat16,
@@ -39,6 +43,7 @@ __all__ = [
     "Context",
     "ConvertFloat16",
     "Feeds",
+    "Equalize",
     "Fuse",
     "Lower",
     "Pass",
@@ -48,6 +53,7 @@ __all__ = [
     "QuantizeDynamic",
     "QuantizeStatic",
     "QuantizeWeights",
+    "Reconstruct",
     "Recover",
     "Result",
     "Samples",

@@ -87,6 +87,7 @@ class Context:
 
     calibration, validation: disjoint; None where the user gave no data.
     lock: decisions of an earlier run of this step; empty where nothing is to be replayed.
+    unquantized: the model before the first lossy pass of stage QUANTIZE; None before that.
     """
 
     target: Target
@@ -94,6 +95,7 @@ class Context:
     calibration: Samples | None = None
     validation: Samples | None = None
     lock: Mapping[str, Any] = field(default_factory=dict)
+    unquantized: ir.Model | None = None
     seed: int = 0
     progress: Progress = lambda what, done, total: None
 
