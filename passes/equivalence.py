@@ -36,20 +36,27 @@ _SIZES = (
     (1, 1),
 )
 _LARGEST_ID = (100, 2)  # exclusive bounds tried for integer inputs
+_MASK_FILLS = (1, 0)  # most masks attend to ones, some ignore them
 
 
 def proof_feeds(model: ir.Model, context: Context) -> Feeds | None:
     """Feeds that the model accepts: the first calibration sample, else random ones.
 
+    Random ones are preferred that give numbers: attention masked everywhere gives NaN.
     None if no shapes could be found that the model runs with.
     """
     if context.calibration is not None:
         return next(iter(context.calibration), None)
     session = open_session(model)
+    accepted: Feeds | None = None
     for feeds in _random_feeds(model, context.seed):
-        if _run(session, feeds) is not None:
+        outputs = _run(session, feeds)
+        if outputs is None:
+            continue
+        if all(array.dtype.kind != "f" or np.isfinite(array).any() for array in outputs):
             return feeds
-    return None
+        accepted = accepted or feeds
+    return accepted
 
 
 def padded_variants(model: ir.Model, feeds: Feeds) -> list[Feeds]:
@@ -162,14 +169,16 @@ def _random_feeds(model: ir.Model, seed: int) -> Iterator[Feeds]:
     inputs = [v for v in model.graph.inputs if v.name not in model.graph.initializers]
     if any(v.shape is None or v.dtype is None or v.dtype.is_string() for v in inputs):
         return
-    for (batch, rest), uniform, bound in itertools.product(_SIZES, (True, False), _LARGEST_ID):
+    guesses = itertools.product(_SIZES, (True, False), _LARGEST_ID, _MASK_FILLS)
+    for (batch, rest), uniform, bound, fill in guesses:
         random = np.random.default_rng(seed)
         names = {_symbol(inputs[0], 0): batch}
         feeds = {}
         for position, value in enumerate(inputs):
             # recurrent states have the batch at axis 1: open dimensions of later inputs
             later = rest if uniform or position == 0 else batch
-            feeds[str(value.name)] = _random_array(random, value, names, (batch, later), bound)
+            array = _random_array(random, value, names, (batch, later), bound)
+            feeds[str(value.name)] = np.full_like(array, fill) if "mask" in value.name else array
         yield feeds
 
 
@@ -196,8 +205,6 @@ def _random_array(
         else:
             shape.append(guess if name is None else names.setdefault(name, guess))
     dtype = value.dtype.numpy()
-    if "mask" in value.name:
-        return np.ones(shape, dtype)
     if dtype.kind in "iu":
         return random.integers(0, bound, shape).astype(dtype)
     if dtype.kind == "b":

@@ -148,11 +148,13 @@ def _errors(
         new.name, new.type = f"{old.name}_{form}_twin", old.type
         pairs[name, form] = str(old.name), new.name
     names = list(dict.fromkeys(name for pair in pairs.values() for name in pair))
-    errors = dict.fromkeys(pairs, 0.0)
+    errors, shown = dict.fromkeys(pairs, 0.0), dict.fromkeys(pairs, False)
     for values in run_values(work, names, samples):
         for one, (old_name, new_name) in pairs.items():
             errors[one] = max(errors[one], difference(values[old_name], values[new_name]))
-    return errors
+            shown[one] |= bool(np.isfinite(values[old_name]).any())
+    # where all is masked there is only NaN, and nothing is proven
+    return {one: error if shown[one] else math.inf for one, error in errors.items()}
 
 
 def _rewritten(model: ir.Model, kernel: str, chosen: Mapping[str, Form]) -> ir.Model:

@@ -182,6 +182,14 @@ def test_only_the_false_one_of_two_matches_is_left():
     assert largest_error(model, result.model, padded_variants(model, feeds())) < FLOAT_NOISE
 
 
+def test_a_result_that_is_never_a_number_proves_nothing():
+    model = attention()
+    # 0 * -infinity: the mask is NaN where attended to
+    model.graph.initializers["low"].const_value = ir.tensor(np.float32(-np.inf), name="low")
+    result = lower_attention(model.clone(), context_for(model))
+    assert result.changed == 0 and "differs by inf" in result.skipped[0].reason
+
+
 def test_a_lock_is_followed_without_a_proof():
     model = attention()
     assert lower_attention(model.clone(), context_for(model, lock={"attention": {}})).changed == 0
