@@ -52,9 +52,25 @@ class Call:
         """Integers as floats: clamp(round(x / scale) + zero_point), the gradient passed on."""
         low, high = self._range()
         scale, zero = self._per_axis(x)
-        y = x / scale
-        y = y + (torch.round(y) - y).detach()
-        return torch.clamp(y + zero, low, high)
+        integers: Tensor = _Rounded.apply(x, scale, zero, low, high, 1.0, 0.0)  # type: ignore[no-untyped-call]
+        return integers
+
+    def requantized(self, x: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+        """``quantized`` and then dequantized by the given scale and zero point, in one go."""
+        low, high = self._range()
+        own_scale, own_zero = self._per_axis(x)
+        if scale is self[1] and zero is self[2]:
+            return self.rounded(x)
+        back = (scale.float().reshape(()), 0.0 if zero is None else float(zero))
+        real: Tensor = _Rounded.apply(x, own_scale, own_zero, low, high, *back)  # type: ignore[no-untyped-call]
+        return real
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """x on the grid of its scale: ``dequantized(quantized(x))`` in one go."""
+        low, high = self._range()
+        scale, zero = self._per_axis(x)
+        real: Tensor = _Rounded.apply(x, scale, zero, low, high, scale, zero)  # type: ignore[no-untyped-call]
+        return real
 
     def dequantized(self, q: Tensor) -> Tensor:
         """(q - zero_point) * scale."""
@@ -76,6 +92,8 @@ class Call:
             shape[axis] = -1
             return t.reshape(shape)
 
+        if zero is not None and zero.numel() == 1:
+            return shaped(scale), float(zero)  # a number clamps faster than a tensor
         return shaped(scale), 0.0 if zero is None else shaped(zero.float())
 
     def _range(self) -> tuple[int, int]:
@@ -85,3 +103,38 @@ class Call:
         if zero_point is not None and zero_point.dtype is not None:
             return _RANGES[zero_point.dtype]
         return _RANGES[ir.DataType(self.get("output_dtype", 0) or ir.DataType.UINT8)]
+
+
+class _Rounded(torch.autograd.Function):
+    """(clamp(round(x / scale) + zero, low, high) - zero_out) * scale_out, straight through.
+
+    The gradient passes rounding unchanged and stops where the clamp cut. One function with
+    buffers of its own, since it is the larger part of a training step otherwise.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[no-untyped-def]
+        ctx, x, scale, zero, low, high, scale_out, zero_out
+    ):
+        nearest = torch.div(x, scale).round_()
+        low, high = low - zero, high - zero
+        real = torch.clamp(nearest, low, high)
+        ctx.save_for_backward(nearest)
+        ctx.bounds, ctx.factor = (low - 0.5, high + 0.5), None
+        if scale_out is not scale:
+            ctx.factor = scale_out / scale
+        if zero is not zero_out:
+            real.add_(zero - zero_out)
+        return real.mul_(scale_out)
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        (nearest,) = ctx.saved_tensors
+        low, high = ctx.bounds
+        if isinstance(low, float):
+            passed = torch.ops.aten.hardtanh_backward(gradient, nearest, low, high)
+        else:  # one zero point per channel
+            passed = gradient * ((nearest > low) & (nearest < high))
+        if ctx.factor is not None:
+            passed = passed * ctx.factor
+        return passed, None, None, None, None, None, None

@@ -23,7 +23,7 @@ import torch
 
 from edgec.passes.contract import PassError
 from edgec.passes.torch_call import Call
-from edgec.passes.torch_ops import OPERATORS
+from edgec.passes.torch_ops import OPERATORS, Operator, quantize_dequantize
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,6 +47,16 @@ class _Latent:
     high: int
 
 
+@dataclass(frozen=True)
+class _Step:
+    """What runs at once: a node, or two that make one operator."""
+
+    node: ir.Node
+    operator: Operator
+    inputs: Sequence[ir.Value | None]
+    outputs: Sequence[ir.Value]
+
+
 class TorchGraph(torch.nn.Module):
     """The graph as a module; ``to_torch`` makes one."""
 
@@ -54,6 +64,7 @@ class TorchGraph(torch.nn.Module):
         """weights: float values to start integer weights from, by initializer name."""
         super().__init__()
         self._nodes = tuple(_check(node) for node in model.graph)
+        self._steps = _steps(self._nodes)
         self._inputs = tuple(str(value.name) for value in model.graph.inputs)
         self.outputs = tuple(str(value.name) for value in model.graph.outputs)
         self._constants: dict[str, Tensor] = {}
@@ -62,7 +73,7 @@ class TorchGraph(torch.nn.Module):
         self._parameters_in_order = torch.nn.ParameterList()
         for name, value in model.graph.initializers.items():
             self._add(name, value, weights.get(name))
-        self._last_use = _last_uses(self._nodes)
+        self._last_use = _last_uses(self._steps)
 
     def forward(self, feeds: Mapping[str, Tensor], keep: Iterable[str] = ()) -> dict[str, Tensor]:
         """The outputs by name, and the values named in ``keep``."""
@@ -71,22 +82,23 @@ class TorchGraph(torch.nn.Module):
         values |= self._constants
         for name, index in self._keys.items():
             values[name] = self._parameters_in_order[int(index)]
-        for position, node in enumerate(self._nodes):
-            arguments = [values[str(v.name)] if v is not None else None for v in node.inputs]
+        for position, step in enumerate(self._steps):
+            node = step.node
+            arguments = [values[str(v.name)] if v is not None else None for v in step.inputs]
             call = Call(node, arguments, self._latents_of(node))
             try:
-                results = OPERATORS[node.op_type](call)
+                results = step.operator(call)
             except (RuntimeError, ValueError, IndexError, KeyError, TypeError) as error:
                 raise PassError(
                     f"node '{node.name}' ({node.op_type}) cannot run in torch: {error}"
                 ) from error
             results = results if isinstance(results, tuple) else (results,)
-            if len(results) < len([v for v in node.outputs if v.name]):
+            if len(results) < len([v for v in step.outputs if v.name]):
                 raise PassError(
-                    f"node '{node.name}' ({node.op_type}) has {len(node.outputs)} outputs; "
+                    f"node '{node.name}' ({node.op_type}) has {len(step.outputs)} outputs; "
                     f"the twin computes {len(results)}"
                 )
-            for value, result in zip(node.outputs, results, strict=False):
+            for value, result in zip(step.outputs, results, strict=False):
                 values[str(value.name)] = result
             for name in self._last_use.get(position, ()):
                 if name not in kept:
@@ -261,11 +273,46 @@ def _at(node: ir.Node, index: int) -> ir.Value | None:
     return node.inputs[index] if index < len(node.inputs) else None
 
 
-def _last_uses(nodes: Sequence[ir.Node]) -> dict[int, tuple[str, ...]]:
-    """Position of a node -> the values that nothing behind it reads."""
+def _steps(nodes: Sequence[ir.Node]) -> tuple[_Step, ...]:
+    """The nodes in order; a QuantizeLinear with the DequantizeLinear behind it is one step."""
+    steps: list[_Step] = []
+    for node in nodes:
+        if node.op_type == "QuantizeLinear" and _pairs(node):
+            continue
+        quantizer = _quantizer(node)
+        if quantizer is None:
+            steps.append(_Step(node, OPERATORS[node.op_type], node.inputs, node.outputs))
+            continue
+        own = (*quantizer.inputs[:3], None)[:3]
+        inputs = (*own, *node.inputs[1:3])
+        steps.append(_Step(quantizer, quantize_dequantize, inputs, node.outputs))
+    return tuple(steps)
+
+
+def _quantizer(node: ir.Node) -> ir.Node | None:
+    """The QuantizeLinear that makes one step with a DequantizeLinear."""
+    if node.op_type != "DequantizeLinear" or node.inputs[0] is None:
+        return None
+    source = node.inputs[0].producer()
+    return source if source is not None and _pairs(source) else None
+
+
+def _pairs(node: ir.Node) -> bool:
+    """True for a QuantizeLinear per tensor that nothing but such DequantizeLinear reads."""
+    if node.op_type != "QuantizeLinear" or node.outputs[0].is_graph_output():
+        return False
+    readers = [use.node for use in node.outputs[0].uses()]
+    scales = [n.inputs[1] for n in (node, *readers) if len(n.inputs) > 1]
+    return all(n.op_type == "DequantizeLinear" for n in readers) and all(
+        v is not None and v.const_value is not None and v.const_value.size == 1 for v in scales
+    )
+
+
+def _last_uses(steps: Sequence[_Step]) -> dict[int, tuple[str, ...]]:
+    """Position of a step -> the values that nothing behind it reads."""
     last: dict[str, int] = {}
-    for position, node in enumerate(nodes):
-        for value in node.inputs:
+    for position, step in enumerate(steps):
+        for value in step.inputs:
             if value is not None and value.producer() is not None:
                 last[str(value.name)] = position
     at: dict[int, list[str]] = {}

@@ -49,7 +49,12 @@ def _quantize(c: Call) -> Tensor:
 
 def _dequantize(c: Call) -> Tensor:
     # a trained weight arrives as a float and is rounded on its way; other data is integer
-    return c.dequantized(c.quantized(c[0]) if c.latent is not None else c[0].float())
+    return c.rounded(c[0]) if c.latent is not None else c.dequantized(c[0].float())
+
+
+def quantize_dequantize(c: Call) -> Tensor:
+    """A QuantizeLinear and the DequantizeLinear behind it: x and the parameters of both."""
+    return c.requantized(c[0], c[3], c[4])
 
 
 def _gelu(c: Call) -> Tensor:

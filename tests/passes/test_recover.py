@@ -9,6 +9,8 @@ import pytest
 
 from edgec.passes import PassError, QuantizeStatic, Recover, Skip
 from edgec.passes.execution import graph_bytes
+from edgec.passes.lesson import Lesson, joined
+from edgec.passes.torch_graph import to_torch
 from edgec.targets import load_target
 
 
@@ -25,7 +27,7 @@ def quantized() -> tuple[ir.Model, ir.Model, object]:
     context = graphs.context(
         reference, coarse, calibration=samples(24, 100), validation=samples(8, 500)
     )
-    chosen = QuantizeStatic(ranges="minmax", bias_correction=False)
+    chosen = QuantizeStatic(ranges="minmax", rounding="nearest", bias_correction=False)
     return reference, chosen.run(reference.clone(), context).model, context
 
 
@@ -84,11 +86,46 @@ def test_a_graph_that_the_twin_cannot_run_is_skipped_with_the_node():
     assert "nothing was trained" in result.findings[0]
 
 
+def test_biases_alone_are_trained_where_the_rate_of_weights_is_zero(quantized):
+    _, model, context = quantized
+    result = Recover(steps=10, rate=0.0, bias_rate=0.01).run(model.clone(), context)
+    assert result.changed > 0
+    before, after = model.graph.initializers, result.model.graph.initializers
+    for name in before:
+        if len(before[name].shape) > 1:
+            assert after[name].const_value.tobytes() == before[name].const_value.tobytes()
+
+
+def test_samples_are_stacked_only_where_the_graph_keeps_them_apart(quantized):
+    reference, model, context = quantized
+    twin = to_torch(model)
+    lesson = Lesson(twin, model, context, Recover())
+    assert lesson._stacks(samples(2, 0))
+    mixing, _ = graphs.cnn()
+    mixing.graph.append(mean := ir.node("ReduceMean", [mixing.graph.outputs[0]], {"keepdims": 1}))
+    mixing.graph.outputs[0] = mean.outputs[0]
+    mean.outputs[0].name = "over_all_samples"
+    across = graphs.context(mixing, calibration=samples(4, 0))
+    assert not Lesson(to_torch(mixing), mixing, across, Recover())._stacks(samples(2, 0))
+
+
+def test_a_joined_sample_has_the_start_of_one_and_the_rest_of_the_other():
+    a, b = ({"x": np.full((1, 3, 4, 10), v, np.float32)} for v in (1, 2))
+    piece = joined(a, b, 0.3)["x"]
+    assert piece.shape == (1, 3, 4, 10)
+    assert (piece[..., :3] == 1).all() and (piece[..., 3:] == 2).all()
+    tokens = {"ids": np.zeros((1, 8), np.int64)}
+    assert joined(tokens, tokens, 0.5) is None
+    assert joined(a, {"x": np.zeros((1, 3, 4, 12), np.float32)}, 0.5) is None
+
+
 def test_missing_data_and_wrong_parameters_are_refused():
     model, _ = graphs.cnn()
     with pytest.raises(PassError, match="needs calibration data"):
         Recover().run(model, graphs.context(model))
     with pytest.raises(PassError, match="steps is 0"):
         Recover(steps=0)
+    with pytest.raises(PassError, match="not both be 0"):
+        Recover(rate=0, bias_rate=0)
     with pytest.raises(PassError, match="negative"):
         Recover(features=-1)

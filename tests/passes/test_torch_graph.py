@@ -130,6 +130,25 @@ def test_training_changes_integer_weights_and_keeps_names_and_scales():
     assert np.abs(twin({"x": x})["y"].detach().numpy() - shipped).max() <= 0.0501
 
 
+def test_a_pair_with_two_scales_gives_what_onnx_runtime_gives():
+    """An affine map folded into a pair: quantized by one scale, dequantized by another."""
+    text = """<ir_version: 10, opset_import: ["" : 21]>
+    g (float[2, 64] x) => (float[2, 64] y)
+    <float s = {0.05}, uint8 z = {100}, float t = {0.02}, uint8 o = {90}> {
+        q = QuantizeLinear (x, s, z)
+        y = DequantizeLinear (q, t, o)
+    }"""
+    model = ir.from_onnx_text(text)
+    x = np.random.default_rng(0).standard_normal((2, 64)).astype(np.float32) * 5
+    given = torch.from_numpy(x).requires_grad_()
+    actual = to_torch(model)({"x": given})["y"]
+    [expected] = run_feeds(open_session(model), {"x": x})
+    np.testing.assert_allclose(actual.detach().numpy(), expected, rtol=1e-5, atol=1e-6)
+    actual.sum().backward()
+    inside = (np.rint(x / 0.05) >= -100) & (np.rint(x / 0.05) <= 155)
+    np.testing.assert_allclose(given.grad.numpy(), inside * (0.02 / 0.05), rtol=1e-5)
+
+
 def test_rounding_passes_the_gradient_and_clamping_stops_it():
     model = ir.from_onnx_text("""
         <ir_version: 10, opset_import: ["" : 21]>
