@@ -2,7 +2,8 @@
 
 Frantar et al. 2022 (arXiv:2210.17323): column after column is rounded to the grid, and what
 that changes in the output is compensated in the columns that are still free, as the second
-moments of the inputs tell (optimal brain surgeon). Columns go in the order of their inputs'
+moments of the inputs tell. In the equal form of Chee et al. 2023 (arXiv:2307.13304, section
+4) one Cholesky factor does, without an inverse. Columns go in the order of their inputs'
 power ("act order"), on grids chosen beforehand ("static groups"), which keeps block-wise
 scales usable at run time without a permutation.
 
@@ -17,7 +18,7 @@ import numpy as np
 from edgec.passes.grids import Grid
 from edgec.passes.weights import Array
 
-_COLUMNS = 128  # rounded before their errors reach the columns behind them in one product
+_COLUMNS = 128  # whose errors reach one another one by one, those behind in one product
 _DAMPING = 0.01  # of the mean power, added to every input's power
 
 
@@ -29,23 +30,21 @@ def rounded(weight: Array, grid: Grid, moments: Array) -> Array:
     """
     n = weight.shape[1]
     order = column_order(np.diag(moments))
-    upper = _inverse_factor(moments[np.ix_(order, order)].astype(np.float64))
+    carried = _carried(moments[np.ix_(order, order)].astype(np.float64))
     scale, zero = (part[:, order].T.copy() for part in grid.spread(n))  # [n, rows]: a column
-    left = weight[:, order].T.copy()  # what the columns still have to say, a row each
+    exact = weight[:, order].T.copy()
+    errors, values = np.zeros_like(exact), np.empty_like(exact)
     low, high = grid.scheme.low, grid.scheme.high
-    values = np.empty_like(left)
     for start in range(0, n, _COLUMNS):
         stop = min(start + _COLUMNS, n)
-        errors = np.empty((stop - start, left.shape[1]), np.float32)
+        wanted = exact[start:stop] + carried[:start, start:stop].T @ errors[:start]
         for column in range(start, stop):
-            wanted = left[column]
-            value = np.clip(np.rint(wanted / scale[column]) + zero[column], low, high)
-            values[column] = value
-            error = (wanted - (value - zero[column]) * scale[column]) / upper[column, column]
-            errors[column - start] = error
+            value = np.rint(wanted[column - start] / scale[column]) + zero[column]
+            values[column] = value = np.clip(value, low, high)
+            errors[column] = exact[column] - (value - zero[column]) * scale[column]
             # rank one: [columns left in this group, rows]
-            left[column + 1 : stop] -= np.outer(upper[column, column + 1 : stop], error)
-        left[stop:] -= upper[start:stop, stop:].T @ errors
+            rest = carried[column, column + 1 : stop]
+            wanted[column + 1 - start :] += np.outer(rest, errors[column])
     result = np.empty_like(values)
     result[order] = values
     return grid.stored(result.T)
@@ -64,10 +63,15 @@ def output_error(change: Array, moments: Array) -> float:
     return float(np.vdot(change @ moments, change))
 
 
-def _inverse_factor(moments: Array) -> Array:
-    """U, upper triangular, with U^T U = (moments + damping)^-1; float32 [n, n]."""
+def _carried(moments: Array) -> Array:
+    """U, strictly upper triangular: the share of column j's error that column k > j takes.
+
+    moments + damping = (U + 1) D (U + 1)^T with D diagonal. Returns float32 [n, n].
+    """
     power = np.diag(moments)
     silent = power <= 0  # never seen: any value will do
     damping = _DAMPING * max(float(power.mean()), 1e-30)
     damped = moments + np.diag(np.where(silent, 1.0, damping))
-    return np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)
+    # the lower factor of the reversed matrix, reversed, is the upper factor
+    factor = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
+    return np.asarray(np.triu(factor / np.diag(factor), 1), np.float32)
