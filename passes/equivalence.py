@@ -178,7 +178,8 @@ def _random_feeds(model: ir.Model, seed: int) -> Iterator[Feeds]:
             # recurrent states have the batch at axis 1: open dimensions of later inputs
             later = rest if uniform or position == 0 else batch
             array = _random_array(random, value, names, (batch, later), bound)
-            feeds[str(value.name)] = np.full_like(array, fill) if "mask" in value.name else array
+            name = str(value.name)
+            feeds[name] = np.full_like(array, fill) if "mask" in name else array
         yield feeds
 
 
