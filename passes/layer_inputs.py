@@ -32,7 +32,9 @@ class LayerInputs:
         """samples: number of samples among which the rows are shared out."""
         self.node = node
         self._samples = samples
-        numbers = groups(node) * weight_rows(node, weight_of(node)).shape[2]
+        weight = weight_of(node)
+        self._kernel = weight.shape[2:] if node.op_type == "Conv" else ()
+        numbers = groups(node) * weight_rows(node, weight).shape[2]
         self._most = min(_KEPT, max(_LEAST_KEPT, _KEPT_NUMBERS // numbers))
         self._rows: list[Array] = []
 
@@ -40,7 +42,7 @@ class LayerInputs:
         """Keep a sample's share of the rows. number: of the sample, from 0."""
         share = self._most * (number + 1) // self._samples - self._most * number // self._samples
         if share:
-            self._rows.append(input_rows(self.node, values, share, rng))
+            self._rows.append(input_rows(self.node, self._kernel, values, share, rng))
 
     @property
     def rows(self) -> Array:
@@ -77,24 +79,36 @@ def from_rows(node: ir.Node, rows: Array, shape: tuple[int, ...]) -> Array:
     return np.ascontiguousarray(rows[0] if _transposed(node, "transB") else rows[0].T)
 
 
-def input_rows(node: ir.Node, values: Array, count: int, rng: np.random.Generator) -> Array:
+def input_rows(
+    node: ir.Node,
+    kernel: tuple[int, ...],
+    values: Array,
+    count: int,
+    rng: np.random.Generator,
+) -> Array:
     """About ``count`` of the rows that a layer multiplies with its weight, spread evenly.
 
-    values: the layer's input. Returns float32 [groups, rows, n]; padding is zero, as in the
-    layer. Fewer than ``count`` where there are not more.
+    kernel: spatial shape of a Conv's weight. values: the layer's input. Returns float32
+    [groups, rows, n]; padding is zero, as in the layer. Fewer than ``count`` where there are
+    not more.
     """
     if node.op_type != "Conv":
         flat = values.T if _transposed(node, "transA") else values
         flat = flat.reshape(-1, flat.shape[-1])
         return flat[_positions(len(flat), count, rng)][None]
-    items = len(values)
-    parts = [_patches(node, item, -(-count // items), rng) for item in values]
-    return parts[0] if items == 1 else np.concatenate(parts, axis=1)
+    items = values[_positions(len(values), count, rng)]
+    parts = [_patches(node, kernel, item, -(-count // len(items)), rng) for item in items]
+    return np.concatenate(parts, axis=1)[:, :count]
 
 
-def _patches(node: ir.Node, item: Array, count: int, rng: np.random.Generator) -> Array:
+def _patches(
+    node: ir.Node,
+    kernel: tuple[int, ...],
+    item: Array,
+    count: int,
+    rng: np.random.Generator,
+) -> Array:
     """Patches [groups, rows, n] of one input [channels, *spatial] of a Conv."""
-    kernel = weight_of(node).shape[2:]
     spatial = item.shape[1:]
     strides = _ints(node, "strides", [1] * len(kernel))
     dilations = _ints(node, "dilations", [1] * len(kernel))

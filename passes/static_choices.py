@@ -33,7 +33,8 @@ from edgec_runtime.golden import SQNR_CAP_DB
 Array = np.ndarray[Any, Any]
 
 _JUDGED = 256  # rows on which ranges are compared
-METHODS: tuple[RangeMethod, ...] = ("mse", "percentile", "minmax", "entropy")
+METHODS: tuple[RangeMethod, ...] = ("percentile", "mse", "minmax", "entropy")
+_MUST_PAY = 0.75  # of the percentile's noise, below which another method is taken
 
 
 def chosen_ranges(
@@ -46,9 +47,12 @@ def chosen_ranges(
 ) -> dict[str, Range]:
     """The range of every value of the plan, by name.
 
-    method: None takes for each value the method with which the layers that read it, or a
-    value of its scale, err least; without such layers the least squared error. share: inside
-    the range, in percent, for the percentile.
+    method: None takes for each value the percentile, or the method with which the layers that
+    read it, or a value of its scale, err least, if they err clearly less: what is clipped errs
+    together, in all positions and layers behind, and costs more than equal noise of rounding.
+    (EfficientNet-Lite0: a fifth less noise at most layers by the least squared error, but
+    26.4 dB at the output instead of 27.0.) share: inside the range, in percent, for the
+    percentile.
     """
     readers: dict[ir.Value, list[LayerInputs]] = {}
     for unit in plan.units:
@@ -65,7 +69,8 @@ def chosen_ranges(
         candidates = [_range(m, histogram, share, int8) for m in METHODS]
         layers = readers.get(value, [])
         errors = [_noise(span, layers, int8, bounds.get(value)) for span in candidates]
-        found[value] = candidates[int(np.argmin(errors))]
+        best = int(np.argmin(errors))
+        found[value] = candidates[best if errors[best] < _MUST_PAY * errors[0] else 0]
     for value, source in plan.scale_of.items():
         found[value] = found[source]
     return {name_of(value): span for value, span in found.items()}
