@@ -40,20 +40,14 @@ def _row(third_party, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "least_db"),
-    [
-        ("rapidocr-cls", 20.0),
-        ("magika", 20.0),
-        ("silero-vad-ifless", 20.0),
-        ("silero-vad-op15", 20.0),
-    ],
-)
-def test_a_third_partys_file_is_compiled_and_agrees(third_party, name, least_db):
+@pytest.mark.parametrize("name", ["rapidocr-cls", "magika", "silero-vad-ifless", "silero-vad-op15"])
+def test_a_third_partys_file_is_compiled_and_agrees(third_party, name):
     row = _row(third_party, name)
     assert row.speed is not None, row.outcome
-    assert row.sqnr_db > least_db
-    assert row.agreement > 0.8  # of 16 samples
+    # the noise is a tenth of the signal; a wrong graph is far below
+    assert row.sqnr_db > 20.0
+    if name in ("rapidocr-cls", "magika"):  # classifiers, 16 samples
+        assert row.agreement > 0.9
 
 
 def test_a_model_that_returns_maps_is_refused_with_advice(third_party):
