@@ -22,6 +22,7 @@ from edgec.passes.quantize_static import QuantizeStatic
 from edgec.passes.quantize_weights import QuantizeWeights
 from edgec.passes.reconstruct import Reconstruct
 from edgec.passes.recover import Recover
+from edgec.passes.smooth_activations import SmoothActivations
 
 PASSES: tuple[type[Pass], ...] = (
     Cleanup,
@@ -29,6 +30,7 @@ PASSES: tuple[type[Pass], ...] = (
     PruneMagnitude,
     Recover,
     Equalize,
+    SmoothActivations,
     QuantizeStatic,
     Reconstruct,
     QuantizeDynamic,
@@ -58,5 +60,6 @@ __all__ = [
     "Result",
     "Samples",
     "Skip",
+    "SmoothActivations",
     "Stage",
 ]

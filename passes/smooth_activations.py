@@ -1,0 +1,285 @@
+"""Moves outliers of activations into the weights behind them, losslessly.
+
+A few channels of a transformer's activations are many times larger than the others, and one
+scale per tensor leaves the others few integers. Each channel is divided by s where it comes
+from and the weights that read it are multiplied by s (SmoothQuant, Xiao et al. 2022,
+arXiv:2211.10438, section 4):
+
+    X W  =  (X / s) (s W)       s_j = max|X_j|^alpha / max|W_j|^(1 - alpha)
+
+Where it comes from: scale and bias of a normalization, or the outputs of a linear layer,
+through Relu and through one factor of a product (gated MLPs). All products of the same
+activation share s. alpha is chosen for each activation by the error of its quantized products
+on calibration rows; none at all is a choice too.
+
+Left out: a normalization whose result something else reads as well (the residual of post-norm
+encoders such as BERT), and values and outputs of attention.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from edgec.passes.contract import Context, PassError, Result, Samples, Skip, Stage
+from edgec.passes.execution import run_values
+from edgec.passes.linear import LINEAR_OPS, Linear, is_row, linear, scale_row
+from edgec.passes.matching import is_op, rank
+from edgec.passes.weights import Array, Editor, Refused, check_skip, constant, label
+from edgec.targets.schema import Int8
+
+_ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+_WORTH = 0.9  # share of the squared error below which smoothing is done
+_ROWS = 512  # of each activation, on which the error is taken
+_NORMS = ("LayerNormalization", "RMSNormalization")
+_LIMIT = 1e4  # of a scale, either way
+
+
+@dataclass(frozen=True)
+class SmoothActivations:
+    """Divide activation channels by what their largest values ask for. Needs calibration data.
+
+    Cases: LayerNormalization, RMSNormalization, or a product with a constant row, or Gemm,
+    MatMul (+ Add), then Relu or one side of Mul, then one or more MatMul or Gemm.
+    """
+
+    name: ClassVar[str] = "smooth-activations"
+    stage: ClassVar[Stage] = Stage.QUANTIZE
+    lossless: ClassVar[bool] = True
+    version: ClassVar[int] = 1
+
+    # share of the difficulty that moves to the weights; none: the best for each activation
+    alpha: float | None = None
+    skip: tuple[str, ...] = ()  # names of products whose inputs stay as they are
+
+    def __post_init__(self) -> None:
+        """Check the parameters."""
+        if self.alpha is not None and not 0.0 <= self.alpha <= 1.0:
+            raise PassError(f"smooth-activations: alpha is {self.alpha}, expected 0 to 1")
+
+    def run(self, model: ir.Model, context: Context) -> Result:
+        """Smooth; ``changed`` counts the activations."""
+        check_skip(self.name, self.skip, model.graph)
+        sites, skipped = _sites(model.graph, self.skip)
+        if context.lock:
+            scales = _replayed(context.lock, sites)
+        elif not sites:
+            scales = {}
+        elif context.calibration is None or not len(context.calibration):
+            raise PassError(
+                "smooth-activations needs calibration data: give some dozen typical inputs"
+            )
+        else:
+            scales = self._measured(model, sites, context)
+        editor = Editor(model)
+        for site in sites:
+            scale = scales.get(site.name)
+            if scale is None:
+                reason = "its products lose less than a tenth of their error by smoothing"
+                skipped.append(Skip(label(site.readers[0].node), reason))
+                continue
+            site.source.divide(scale)
+            for reader in site.readers:
+                reader.scale_inputs(scale)
+            for value in site.source.values:  # they no longer hold the reference's numbers
+                value.name = editor.fresh(f"{value.name}_smoothed")
+        decisions = {"scales": {name: _text(scale) for name, scale in scales.items()}}
+        return Result(model, len(scales), tuple(skipped), decisions=decisions)
+
+    def _measured(
+        self, model: ir.Model, sites: Sequence[_Site], context: Context
+    ) -> dict[str, Array]:
+        """s of each activation that gains by it, float32 [channels]."""
+        assert context.calibration is not None
+        found = {}
+        rows, tops = _activations(model, [s.name for s in sites], context.calibration, context)
+        for site in sites:
+            weights = [reader.blocks[0, :, :, 0] for reader in site.readers]  # [out, in]
+            heavy = np.max([np.abs(w).max(axis=0) for w in weights], axis=0)
+            alphas = _ALPHAS if self.alpha is None else (self.alpha,)
+            scales = [_scale(tops[site.name], heavy, alpha) for alpha in alphas]
+            plain = _error(rows[site.name], weights, np.ones_like(heavy), context.target.int8)
+            errors = [_error(rows[site.name], weights, s, context.target.int8) for s in scales]
+            best = int(np.argmin(errors))
+            if errors[best] < _WORTH * plain:
+                found[site.name] = scales[best]
+        return found
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What an activation's channels are scaled by: rows of constants, and a layer's outputs.
+
+    values: those that hold other numbers afterwards.
+    """
+
+    rows: tuple[tuple[ir.Node, int], ...]
+    layer: Linear | None
+    values: tuple[ir.Value, ...]
+
+    def divide(self, scale: Array) -> None:
+        """Divide the activation by the scale of each channel."""
+        for node, index in self.rows:
+            scale_row(node, index, 1 / scale)
+        if self.layer is not None:
+            self.layer.scale_outputs(1 / scale)
+
+
+@dataclass(frozen=True)
+class _Site:
+    """An activation, where it comes from and the products that read it."""
+
+    name: str
+    source: _Source
+    readers: tuple[Linear, ...]
+
+
+def _sites(graph: ir.Graph, skip: Sequence[str]) -> tuple[list[_Site], list[Skip]]:
+    products = [n for n in graph if is_op(n, "MatMul", "Gemm") and n.inputs[0] is not None]
+    layers: dict[ir.Node, Linear] = {}
+    reasons: dict[ir.Node, str] = {}
+    for node in products:
+        try:
+            if label(node) in skip:
+                raise Refused("named in skip")
+            layers[node] = linear(node)
+        except Refused as reason:
+            reasons[node] = str(reason)
+    sites = []
+    for value in dict.fromkeys(node.inputs[0] for node in products):
+        assert value is not None
+        readers = [node for node in products if node.inputs[0] is value]
+        try:
+            if any(node not in layers for node in readers):
+                raise Refused("another product of the same input cannot be scaled")
+            if value.is_graph_output() or len(value.uses()) != len(readers):
+                raise Refused("something else than products reads its input")
+            inputs = layers[readers[0]].inputs
+            found = tuple(layers[node] for node in readers)
+            sites.append(_Site(str(value.name), _source(value, inputs), found))
+        except Refused as reason:
+            for node in readers:
+                reasons.setdefault(node, str(reason))
+    return sites, [Skip(label(node), reason) for node, reason in reasons.items()]
+
+
+def _source(value: ir.Value, channels: int) -> _Source:
+    """Where the channels of a value can be scaled. Raises Refused with the reason."""
+    node = value.producer()
+    if node is None:
+        raise Refused("its input is an input of the model")
+    if is_op(node, *_NORMS):
+        given = [(node, i) for i in range(1, len(node.inputs)) if node.inputs[i] is not None]
+        axis = node.attributes.get_int("axis", -1)
+        last = axis == -1 or axis + 1 == (rank(node.inputs[0]) or 0)
+        whole = all(_is_whole_row(node.inputs[i], channels) for _, i in given)
+        if not (last and whole and given) or len([o for o in node.outputs if o.uses()]) > 1:
+            raise Refused(f"its {node.op_type} has no constant scale for each channel")
+        return _Source(tuple(given), None, (value,))
+    if is_op(node, "Relu"):
+        return _behind(node, 0, value, channels)
+    for index in (0, 1) if is_op(node, "Add", "Mul") else ():
+        if not _is_whole_row(node.inputs[index], channels):
+            continue
+        if node.op_type == "Mul":
+            return _Source(((node, index),), None, (value,))
+        source = _behind(node, 1 - index, value, channels)
+        if source.layer is not None and source.layer.bias == (node, index):
+            return source
+        return _Source((*source.rows, (node, index)), source.layer, source.values)
+    if is_op(node, "Mul"):
+        for index in (0, 1):
+            try:
+                return _behind(node, index, value, channels)
+            except Refused:
+                continue
+    if is_op(node, *LINEAR_OPS) and node.op_type != "Conv":
+        layer = linear(node)
+        values = (value,) if layer.output is value else (value, layer.output)
+        return _Source((), layer, values)
+    raise Refused(f"its input comes from {node.op_type}, which has no scale for each channel")
+
+
+def _behind(node: ir.Node, index: int, value: ir.Value, channels: int) -> _Source:
+    """The source of one of a node's inputs, which nothing else may read."""
+    inner = node.inputs[index]
+    if inner is None or inner.is_graph_output() or len(inner.uses()) != 1:
+        raise Refused(f"something else reads what its {node.op_type} reads")
+    source = _source(inner, channels)
+    values = source.values if value in source.values else (*source.values, value)
+    return _Source(source.rows, source.layer, values)
+
+
+def _is_whole_row(value: ir.Value | None, channels: int) -> bool:
+    array = constant(value)
+    return is_row(value, channels) and array is not None and array.size == channels
+
+
+def _activations(
+    model: ir.Model, names: Sequence[str], samples: Samples, context: Context
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Some rows of each value, float32 [rows, channels], and each channel's largest magnitude."""
+    share = max(_ROWS // len(samples), 1)
+    parts: dict[str, list[Array]] = {name: [] for name in names}
+    tops: dict[str, Array] = {}
+    for number, arrays in enumerate(run_values(model, names, samples)):
+        for name in names:
+            rows = arrays[name].reshape(-1, arrays[name].shape[-1])
+            top = np.abs(rows).max(axis=0)
+            if not np.isfinite(top).all():
+                raise PassError(f"calibration sample {number}: value '{name}' is not finite")
+            tops[name] = np.maximum(tops.get(name, top), top)
+            parts[name].append(rows[:: max(len(rows) // share, 1)][:share])
+        context.progress("smooth activations", number + 1, len(samples))
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}, tops
+
+
+def _scale(top: Array, heavy: Array, alpha: float) -> Array:
+    """s of each channel, float32; 1 where nothing comes or nothing is read."""
+    alive = (top > 0) & (heavy > 0)
+    ratio = np.where(alive, top, 1.0) ** alpha / np.where(alive, heavy, 1.0) ** (1 - alpha)
+    middle = np.exp(np.log(ratio[alive]).mean()) if alive.any() else 1.0
+    return np.where(alive, np.clip(ratio / middle, 1 / _LIMIT, _LIMIT), 1.0).astype(np.float32)
+
+
+def _error(rows: Array, weights: Sequence[Array], scale: Array, int8: Int8) -> float:
+    """Squared error of the products in int8: activations per tensor, weights as on the target.
+
+    rows: [n, in]. weights: [out, in] each.
+    """
+    x = rows / scale
+    low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
+    step = max((high - low) / 255, 1e-30)
+    noisy = np.rint(x / step) * step
+    total = 0.0
+    for weight in weights:
+        w = weight * scale
+        top = np.abs(w).max(axis=1 if int8.per_channel else None, keepdims=True)
+        step_w = np.maximum(top / (64 if int8.reduce_range else 127), 1e-30)
+        made = noisy @ (np.rint(w / step_w) * step_w).T
+        total += float(np.square(made - rows @ weight.T, dtype=np.float64).sum())
+    return total
+
+
+def _text(scale: Array) -> str:
+    return base64.b64encode(scale.astype("<f4").tobytes()).decode("ascii")
+
+
+def _replayed(lock: Mapping[str, Any], sites: Sequence[_Site]) -> dict[str, Array]:
+    """The scales of an earlier run. Raises PassError if it was made for another graph."""
+    known = {site.name: site.readers[0].inputs for site in sites}
+    scales = {}
+    for name, text in lock.get("scales", {}).items():
+        scale = np.frombuffer(base64.b64decode(text), "<f4").astype(np.float32)
+        if known.get(name) != scale.size:
+            raise PassError(
+                f"the lock smooths '{name}', which this model does not have in that size: it was "
+                "made for another model; build without it"
+            )
+        scales[name] = scale
+    return scales

@@ -1,0 +1,188 @@
+"""SmoothActivations: outliers of activations move into the weights, and the outputs stay."""
+
+import dataclasses
+import json
+
+import graphs
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from edgec.passes import PassError, QuantizeDynamic, QuantizeStatic, SmoothActivations
+from edgec.passes.execution import graph_bytes, sqnr_db
+from edgec.targets import load_target
+
+WIDTH = 48
+PRE_NORM = """block (float[n, 9, 48] x) => (float[n, 9, 48] y, float[n, 9, 48] z) {
+    h = LayerNormalization <axis = -1> (x, gamma, beta)
+    [q] q0 = MatMul (h, wq)
+    q1 = Add (q0, bq)
+    [k] z = MatMul (h, wk)
+    [up] u = MatMul (q1, wu)
+    y = Add (u, x)
+}"""
+
+
+def pre_norm() -> ir.Model:
+    """Two products of a LayerNormalization with three outlier channels, as large models have."""
+    gamma = np.ones(WIDTH, np.float32)
+    gamma[[3, 17, 40]] = (60, 90, 40)
+    names = enumerate(("wq", "wk", "wu"))
+    return graphs.graph(
+        PRE_NORM,
+        {name: graphs.weight(WIDTH, WIDTH, seed=i) for i, name in names}
+        | {"gamma": gamma, "beta": graphs.feed(WIDTH, seed=7), "bq": graphs.feed(WIDTH, seed=8)},
+    )
+
+
+def samples(count: int, seed: int) -> list[dict[str, np.ndarray]]:
+    return [{"x": graphs.feed(2, 9, WIDTH, seed=seed + i)} for i in range(count)]
+
+
+def smooth(model: ir.Model, calibration=None, **parameters: object):
+    data = samples(8, 100) if calibration is None else calibration
+    return SmoothActivations(**parameters).run(
+        model.clone(), graphs.context(model, calibration=data)
+    )
+
+
+def all_outputs(model: ir.Model, seed: int = 900) -> np.ndarray:
+    runs = [graphs.run(model, **feeds) for feeds in samples(8, seed)]
+    return np.concatenate([array.ravel() for outputs in runs for array in outputs])
+
+
+def assert_same_outputs(model: ir.Model, changed: ir.Model) -> None:
+    # float32 rounds scaled numbers once more: 2^-24 is 144 dB; a wrong scale gives < 20 dB
+    assert sqnr_db(all_outputs(model), all_outputs(changed)) > 100
+
+
+@pytest.mark.parametrize(
+    "quantize", [QuantizeDynamic(min_weights=100), QuantizeStatic(ranges="minmax")]
+)
+def test_without_it_outlier_channels_cost_decibels(quantize):
+    model = pre_norm()
+    db = []
+    for given in (model, smooth(model).model):
+        context = graphs.context(model, calibration=samples(8, 100))
+        int8 = quantize.run(given.clone(), context).model
+        db.append(sqnr_db(all_outputs(model), all_outputs(int8)))
+    print(db)
+    assert db[1] > db[0] + 3
+
+
+def test_products_of_one_activation_share_the_scales_and_outputs_stay():
+    model = pre_norm()
+    result = smooth(model, alpha=0.5)
+    assert_same_outputs(model, result.model)
+    before, after = (m.graph.initializers for m in (model, result.model))
+    assert result.changed == 2  # the normalization, and q1 -> up
+    scale = before["gamma"].const_value.numpy() / after["gamma"].const_value.numpy()
+    assert scale[17] > 5 * np.median(scale)
+    np.testing.assert_allclose(
+        after["wk"].const_value.numpy(),
+        before["wk"].const_value.numpy() * scale[:, None],
+        rtol=1e-5,  # the scale is recovered from two float32 numbers
+    )
+
+
+def test_a_second_run_at_one_half_finds_nothing_left():
+    model = pre_norm()
+    once = smooth(model, alpha=0.5).model
+    assert smooth(once, alpha=0.5).changed == 0
+
+
+def test_values_that_hold_other_numbers_get_other_names():
+    result = smooth(pre_norm(), alpha=0.5)
+    names = {v.name for node in result.model.graph for v in node.outputs}
+    assert {"h_smoothed", "y", "z"} <= names and "h" not in names
+
+
+GATED = """gated (float[n, 9, 48] x) => (float[n, 9, 48] y) {
+    [gate] g = MatMul (x, wg)
+    s = Sigmoid (g)
+    [up] u = MatMul (x, wu)
+    m = Mul (s, u)
+    [down] y = MatMul (m, wd)
+}"""
+SCALED = """scaled (float[n, 9, 48] x) => (float[n, 9, 48] y) {
+    a = Abs (x)
+    s = Mul (gamma, a)
+    b = Add (s, beta)
+    r = Relu (b)
+    [product] y = MatMul (r, wu)
+}"""
+
+
+@pytest.mark.parametrize("text", [GATED, SCALED])
+def test_gated_products_and_scaled_rows_are_sources(text):
+    weights = {name: graphs.weight(48, 48, seed=i) for i, name in enumerate(("wg", "wu", "wd"))}
+    if text is GATED:
+        weights["wu"][:, [5, 20]] *= 80
+    else:
+        weights = {"wu": weights["wu"], "gamma": graphs.feed(48), "beta": graphs.feed(48, seed=2)}
+        weights["gamma"][[5, 20]] *= 80
+    model = graphs.graph(text, weights)
+    result = smooth(model)
+    assert result.changed == 1
+    assert_same_outputs(model, result.model)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "reason"),
+    [
+        ("a = Gelu (x) [p] y = MatMul (a, w)", "comes from Gelu"),
+        ("[p] y = MatMul (x, w)", "an input of the model"),
+        ("[p] m = MatMul (x, w) s = Relu (m) [r] t = MatMul (s, w2) y = Add (t, s)", "else than"),
+        ("[p] y = MatMul (x, x)", "computed at run time"),
+        ("a = LayerNormalization <axis = 1> (x, w) [p] y = MatMul (a, w2)", "no constant scale"),
+        ("c = Clip (x) s = Mul (x, c) [p] y = MatMul (s, w)", "comes from Mul"),
+    ],
+)
+def test_what_cannot_be_smoothed_is_refused_with_a_reason(nodes, reason):
+    text = f"no (float[48, 48] x) => (float[48, 48] y) {{ {nodes} }}"
+    model = graphs.graph(text, {"w": graphs.weight(48, 48), "w2": graphs.weight(48, 48, seed=1)})
+    result = smooth(model, [{"x": graphs.feed(48, 48)}])
+    assert result.changed == 0
+    assert any(reason in s.reason for s in result.skipped)
+    assert graph_bytes(result.model) == graph_bytes(model)
+
+
+def test_an_activation_without_outliers_stays():
+    model = pre_norm()
+    for name, value in model.graph.initializers.items():
+        even = value.const_value.numpy()
+        even = np.ones_like(even) if name == "gamma" else np.sign(even) * (even.ndim > 1) / 7
+        value.const_value = ir.tensor(even.astype(np.float32), name=name)
+    reasons = {s.node: s.reason for s in smooth(model).skipped}
+    assert "less than a tenth" in reasons["q"]
+
+
+def test_a_product_named_in_skip_keeps_its_input():
+    result = smooth(pre_norm(), skip=("k",), alpha=0.5)
+    reasons = {s.node: s.reason for s in result.skipped}
+    assert reasons["k"] == "named in skip"
+    assert "another product" in reasons["q"]
+    with pytest.raises(PassError, match="no node of the model"):
+        smooth(pre_norm(), skip=("kk",))
+
+
+def test_the_lock_repeats_the_bytes_without_data_and_fits_one_model_only():
+    model = pre_norm()
+    first = smooth(model)
+    lock = json.loads(json.dumps(dict(first.decisions)))
+    context = dataclasses.replace(graphs.context(model), lock=lock)
+    again = SmoothActivations().run(model.clone(), context)
+    assert first.changed and graph_bytes(again.model) == graph_bytes(first.model)
+    other, _ = graphs.mlp()
+    with pytest.raises(PassError, match="another model"):
+        SmoothActivations().run(other, context)
+
+
+def test_missing_data_and_wrong_parameters_are_refused():
+    model = pre_norm()
+    with pytest.raises(PassError, match="needs calibration data"):
+        SmoothActivations().run(model, graphs.context(model, load_target("x86-64")))
+    with pytest.raises(PassError, match="expected 0 to 1"):
+        SmoothActivations(alpha=1.5)
+    with pytest.raises(PassError, match="not finite"):
+        smooth(model, [{"x": np.full((1, 9, WIDTH), np.nan, np.float32)}])
