@@ -173,7 +173,7 @@ def least_divergence(histogram: Histogram, levels: int) -> Range:
     used = np.flatnonzero(histogram.counts)
     counts, centers = histogram.counts[used].astype(np.float64), histogram.centers[used]
     best, least = minmax(histogram), math.inf
-    for share in np.linspace(1.0, _LEAST_SHARE, _CANDIDATES):
+    for share in np.linspace(1.0, _LEAST_SHARE, _CANDIDATES // 2):
         span = Range(share * histogram.low, share * histogram.high)
         step = (span.high - span.low) / levels
         if step <= 0.0:
