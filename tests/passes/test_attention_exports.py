@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from edgec.passes import Cleanup, Context, Fuse
-from edgec.passes.equivalence import largest_error
+from edgec.passes.equivalence import largest_error, padded_variants
 from edgec.passes.lower_attention import lower_attention
 from edgec.targets import load_target
 
@@ -105,3 +105,33 @@ def test_every_attention_of_an_exported_encoder_is_rewritten(case, tmp_path):
         feeds = dict(zip(names, arrays, strict=True))
         assert np.isfinite(arrays[0]).all()
         assert largest_error(reference, result.model, [feeds]) < FLOAT_NOISE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_attention_of_a_hugging_face_directory_is_rewritten(attention, tmp_path):
+    """optimum's TorchScript export: the scale comes out of Shape, the mask from Where."""
+    pytest.importorskip("optimum.exporters.onnx", reason="optimum-onnx is not installed")
+    from transformers import BertConfig, BertModel
+
+    from edgec.export_huggingface import export_directory
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=200,
+        hidden_size=WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        intermediate_size=64,
+        attn_implementation=attention,
+    )
+    BertModel(config).save_pretrained(tmp_path)
+    target = load_target("x86-64")
+    found = export_directory(tmp_path, target)
+    context = Context(target, found.model.clone())
+    model = Fuse().run(Cleanup().run(found.model.clone(), context).model, context).model
+    result = lower_attention(model, context)
+    assert result.changed == LAYERS, result.skipped
+    samples = padded_variants(found.model, found.examples[0])
+    assert len(samples) == 3
+    assert largest_error(found.model, result.model, samples) < FLOAT_NOISE
