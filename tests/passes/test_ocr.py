@@ -1,4 +1,4 @@
-"""A mobile text recogniser in int8: what ``edgec build`` and ``recover`` keep of it, and its speed."""
+"""A mobile text recogniser in int8: what a build, and ``recover``, keep of it, and its speed."""
 
 from __future__ import annotations
 
