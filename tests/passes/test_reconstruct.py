@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 from digits_cnn import digits
 
-from edgec.passes import PassError, QuantizeStatic, QuantizeWeights, Reconstruct
+from edgec.passes import Equalize, PassError, QuantizeStatic, QuantizeWeights, Reconstruct
 from edgec.passes.differences import differences
 from edgec.passes.execution import graph_bytes, open_session, run_feeds, sqnr_db
 from edgec.passes.linear import layout_of
@@ -120,6 +120,20 @@ def test_products_with_bias_behind_them_are_reconstructed():
     before, after = (sqnr_db(goal, graphs.run(m, x=test)[0]) for m in (int8, result.model))
     assert result.changed > 0
     assert after > before + 0.5
+
+
+def test_behind_equalize_the_float_weights_are_those_that_were_quantized():
+    from edgec.pipeline import run_passes
+
+    given = digits()
+    around = context(given.model, given.calibration, validation=given.validation)
+    passes = (Equalize(), QuantizeStatic(ranges="minmax"), Reconstruct())
+    steps = run_passes(passes, around, list(given.validation[:2]))
+    assert [step.result.changed > 0 for step in steps] == [True, True, True]
+    assert not steps[-1].result.skipped
+    reference = given.logits(given.model)
+    quantized, reconstructed = (sqnr_db(reference, given.logits(step.model)) for step in steps[1:])
+    assert reconstructed > quantized
 
 
 def test_a_model_without_integer_weights_is_left_alone():
