@@ -49,7 +49,7 @@ class QuantizeStatic:
     name: ClassVar[str] = "quantize-static"
     stage: ClassVar[Stage] = Stage.QUANTIZE
     lossless: ClassVar[bool] = False
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
 
     # how the range of an activation is chosen; auto: for each the one with the least noise
     ranges: Literal["auto", "minmax", "percentile", "mse", "entropy"] = "auto"

@@ -28,7 +28,7 @@ SHARES = np.linspace(1.0, 0.65, 8)  # of a channel's largest weight, tried as th
 
 _WIDEST = 1024  # longer rows are cut: correlations between their pieces are left out
 _DAMPING = 0.01  # of the mean second moment, added to each: Frantar et al., section 3.3
-_BLOCK = 64  # columns whose errors are carried over among themselves one by one
+_BLOCK = 32  # columns whose errors are carried over among themselves one by one
 
 
 def least_clip_error(weight: Array, scale: Array, power: Array, greatest: int) -> Array:
@@ -103,15 +103,16 @@ def _feedback(moment: Array) -> Array:
 
 
 def _carried(exact: Array, feedback: Array, greatest: int) -> Array:
-    width = exact.shape[-1]
-    result, errors = np.empty_like(exact), np.zeros_like(exact)
+    columns = np.ascontiguousarray(exact.transpose(0, 2, 1))  # [groups, w, m]: a column is a row
+    back = feedback.transpose(0, 2, 1)
+    width = columns.shape[1]
+    result, errors = np.empty_like(columns), np.zeros_like(columns)
     for start in range(0, width, _BLOCK):
         stop = min(start + _BLOCK, width)
-        before = np.matmul(errors[:, :, :start], feedback[:, :start, start:stop])
-        block = exact[:, :, start:stop] + before
+        block = columns[:, start:stop] + np.matmul(back[:, start:stop, :start], errors[:, :start])
         for k in range(start, stop):
-            rounded = _nearest(block[:, :, k - start], greatest)
-            error = exact[:, :, k] - rounded
-            result[:, :, k], errors[:, :, k] = rounded, error
-            block[:, :, k - start + 1 :] += error[..., None] * feedback[:, None, k, k + 1 : stop]
-    return result
+            rounded = _nearest(block[:, k - start], greatest)
+            error = columns[:, k] - rounded
+            result[:, k], errors[:, k] = rounded, error
+            block[:, k - start + 1 :] += back[:, k + 1 : stop, k, None] * error[:, None]
+    return result.transpose(0, 2, 1)
