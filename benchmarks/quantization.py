@@ -11,6 +11,7 @@ its runtime's own process; the processes take turns, block by block, on one core
 thread. speed is the CPU time of float32 in ONNX Runtime over that of the file.
 
 A peer's file is kept in the work folder and made again with --fresh; edgec's always is.
+--evaluation N makes a first look quick; the published table is taken without it.
 A row that cannot be had gives its reason. What the models are: peers/models.py.
 
 Left out on purpose: other batch sizes, several threads, other devices.
@@ -81,7 +82,7 @@ def main() -> None:
         return
     rows = []
     for name in asked.models:
-        made = compare(name, asked.tools, work, peers, asked.seconds, asked.fresh)
+        made = compare(name, asked, work, peers)
         rows += made
         if not asked.json:
             print(_table(made), flush=True)
@@ -91,10 +92,9 @@ def main() -> None:
         print(_footer(peers))
 
 
-def compare(
-    name: str, tools: list[str], work: pathlib.Path, peers: Peers, seconds: float, fresh: bool
-) -> list[Row]:
+def compare(name: str, asked: argparse.Namespace, work: pathlib.Path, peers: Peers) -> list[Row]:
     """One row per tool, float32 first."""
+    tools, fresh = asked.tools, asked.fresh
     try:
         case = _case(name, work, fresh)
     except FixtureMissing as missing:
@@ -114,7 +114,7 @@ def compare(
                 continue
             workers[tool] = worker
             try:
-                outputs = worker.outputs(work)
+                outputs = worker.outputs(work, asked.evaluation)
             except Unavailable as error:
                 workers.pop(tool).close()
                 rows[tool] = replace(rows[tool], reason=str(error))
@@ -130,7 +130,7 @@ def compare(
                 agreement=quality.agreement,
                 sqnr_db=quality.sqnr_db,
             )
-        for tool, cpu_ms in interleave(workers, seconds).items():
+        for tool, cpu_ms in interleave(workers, asked.seconds).items():
             rows[tool] = replace(rows[tool], cpu_ms=cpu_ms)
     finally:
         for worker in workers.values():
@@ -268,6 +268,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--peers", type=pathlib.Path, default=ROOT / ".peers", metavar="DIR")
     parser.add_argument("--work", type=pathlib.Path, metavar="DIR", help="default: PEERS/work")
     parser.add_argument("--seconds", type=float, default=30.0, help="timing, per model")
+    parser.add_argument(
+        "--evaluation", type=int, metavar="N", help="judge on the first N samples only"
+    )
     parser.add_argument("--core", type=int, default=0, help="core that everything is bound to")
     parser.add_argument("--fresh", action="store_true", help="make cases and peers' files anew")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")

@@ -24,7 +24,7 @@ _DEFAULT = pathlib.Path(__file__).resolve().parents[2] / ".peers"
 
 @dataclass(frozen=True)
 class Environment:
-    """with_dependencies is installed first, alone after it without dependencies."""
+    """with_dependencies is installed first; alone after it, without dependencies."""
 
     with_dependencies: Sequence[str]
     alone: Sequence[str] = ()
@@ -38,22 +38,15 @@ ENVIRONMENTS: Mapping[str, Environment] = {
     ),
     # replaces plain onnxruntime: the two cannot share an environment
     "ort-openvino": Environment(("onnxruntime-openvino==1.24.1", "numpy==2.4.6")),
-    "aimet": Environment(
-        (_TORCH, "onnxruntime==1.31.1", "onnx==1.23.2", "onnxscript==0.7.2", "scipy==1.17.1")
-        + ("pandas==3.1.1", "jsonschema==4.26.0", "tqdm", "rich", "psutil", "packaging"),
-        ("aimet-onnx==2.42.0", "onnx2torch==1.5.15", "onnxsim==0.4.36"),
-    ),
+    "aimet": Environment((_TORCH, "aimet-onnx==2.42.0")),
+    # litert-torch asks for packages of language models that a conversion never imports
     "litert": Environment(
-        (_TORCH, "numpy==2.4.6", "ai-edge-litert==2.3.0", "torchao==0.18.0", "scipy==1.17.1")
-        + ("absl-py==2.5.1", "immutabledict==4.2.1", "jaxtyping", "xdsl==0.28.0")
-        + ("multipledispatch", "tabulate", "safetensors"),
+        (_TORCH, "numpy==2.4.6", "ai-edge-litert==2.3.0", "torchao==0.18.0", "xdsl==0.28.0")
+        + ("scipy", "jax", "absl-py", "immutabledict", "jaxtyping", "multipledispatch")
+        + ("flatbuffers", "protobuf", "tabulate", "safetensors", "rich", "fire", "packaging"),
         ("litert-torch==0.10.0", "litert-converter==0.5.0", "ai-edge-quantizer==0.10.0"),
     ),
-    "executorch": Environment(
-        (_TORCH, "numpy==2.4.6", "torchao==0.18.0", "flatbuffers==25.12.19", "scikit-learn==1.9.1")
-        + ("sympy", "PyYAML", "ruamel.yaml", "tabulate", "packaging", "mpmath", "expecttest"),
-        ("executorch==1.5.1",),
-    ),
+    "executorch": Environment((_TORCH, "executorch==1.5.1")),
 }
 
 

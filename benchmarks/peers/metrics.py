@@ -32,7 +32,7 @@ def judge(folder: pathlib.Path, outputs: Array, reference: Array) -> Quality:
     case = cases.read_case(folder)
     if outputs.shape != reference.shape:
         outputs = outputs.reshape(reference.shape)
-    samples = list(cases.samples(folder, "evaluation"))
+    samples = list(cases.samples(folder, "evaluation", len(outputs)))
     agreement, task, name = _METRICS[case.metric](folder, samples, outputs, reference)
     counted = slice(None)
     if "attention_mask" in case.inputs:  # padding is nobody's output
@@ -67,7 +67,9 @@ def _spearman(folder: pathlib.Path, samples: list[Any], outputs: Array, referenc
     from fixtures import similarity
 
     with np.load(folder / "pairs.npz") as pairs:
-        first, second, judgement = pairs["first"], pairs["second"], pairs["judgement"]
+        known = np.maximum(pairs["first"], pairs["second"]) < len(outputs)
+        first, second = pairs["first"][known], pairs["second"][known]
+        judgement = pairs["judgement"][known]
     mask = np.stack([sample["attention_mask"] for sample in samples])[:, 0, :, None]
     ours, theirs = (_pooled(x[:, 0], mask) for x in (outputs, reference))
     cosines = (ours[first] * ours[second]).sum(-1)

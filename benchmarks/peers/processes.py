@@ -122,10 +122,10 @@ class Worker:
         self._process.stdin.flush()
         return self._answer()
 
-    def outputs(self, scratch: pathlib.Path) -> np.ndarray[Any, Any]:
-        """The judged output on every evaluation sample, float32 [samples, ...]."""
+    def outputs(self, scratch: pathlib.Path, limit: int | None) -> np.ndarray[Any, Any]:
+        """The judged output on the first ``limit`` evaluation samples, float32 [samples, ...]."""
         to = scratch / "outputs.npy"
-        self.ask(do="outputs", case=self._case, to=str(to))
+        self.ask(do="outputs", case=self._case, to=str(to), limit=limit)
         array: np.ndarray[Any, Any] = np.load(to)
         to.unlink()
         return array

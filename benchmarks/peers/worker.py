@@ -4,7 +4,7 @@
 
 Reads a JSON request a line from standard input and answers with one a line:
     {"do": "load", "case": FOLDER}            -> {}           feeds for the timing
-    {"do": "outputs", "case": FOLDER, "to": F} -> {}          F: .npy, judged output, per sample
+    {"do": "outputs", "case": FOLDER, "to": F, "limit": N} -> {}   F: .npy, first output, per sample
     {"do": "time", "calls": N}                -> {"cpu_ms": per call, "wall_ms": per call}
 An error is answered as {"error": "..."}. CPU time is that of the whole process: some
 runtimes compute in a thread of their own even when they may use only one.
@@ -46,7 +46,8 @@ def main() -> None:
                 engine.run(prepared)
                 _answer(answers, {})
             elif request["do"] == "outputs":
-                write_outputs(engine, pathlib.Path(request["case"]), pathlib.Path(request["to"]))
+                case, to = pathlib.Path(request["case"]), pathlib.Path(request["to"])
+                write_outputs(engine, case, to, request["limit"])
                 _answer(answers, {})
             else:
                 _answer(answers, time_block(engine, prepared, request["calls"]))
@@ -66,13 +67,15 @@ def time_block(engine: Engine, prepared: Any, calls: int) -> dict[str, float]:
     }
 
 
-def write_outputs(engine: Engine, folder: pathlib.Path, to: pathlib.Path) -> None:
-    """Run all evaluation samples and save the first output of each, [samples, ...]."""
+def write_outputs(
+    engine: Engine, folder: pathlib.Path, to: pathlib.Path, limit: int | None
+) -> None:
+    """Run the evaluation samples and save the first output of each, [samples, ...]."""
     case = cases.read_case(folder)
     names = list(engine.names)
     kept = []
     carried: dict[str, Any] = {}
-    for sample in cases.samples(folder, "evaluation"):
+    for sample in cases.samples(folder, "evaluation", limit):
         given = {name: sample[name] for name in case.inputs}
         if case.feedback and not sample["restart"]:
             given |= carried
