@@ -118,9 +118,9 @@ class Promise:
 class Trial:
     """One recipe that the search for the promise tried, judged on held-out calibration data.
 
-    kept_float: layers left in float for accuracy. drop: of the metric or the agreement; None
-    where no promise asks for it. speedup: None on a machine that is not of the target's kind.
-    reasons: the promises that it breaks, in words; empty if it keeps them all.
+    kept_float: layers left in float for accuracy. drop: of the metric or the agreement; it and
+    sqnr_db are None where no data was held out. speedup: None on a machine that is not of the
+    target's kind. reasons: the promises that it breaks, in words; empty if it keeps them all.
     """
 
     recipe: tuple[str, ...]
@@ -128,6 +128,7 @@ class Trial:
     size_bytes: int
     speedup: float | None
     drop: float | None
+    sqnr_db: float | None = None
     reasons: tuple[str, ...] = ()
     chosen: bool = False
 

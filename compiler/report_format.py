@@ -261,11 +261,12 @@ def trial_rows(report: Report) -> Rows:
             size(trial.size_bytes),
             times(trial.speedup) if is_measured(trial.speedup) else NOT_MEASURED,
             number(trial.drop) if is_measured(trial.drop) else NOT_MEASURED,
+            decibels(trial.sqnr_db) if is_measured(trial.sqnr_db) else NOT_MEASURED,
             "; ".join((*(("chosen",) if trial.chosen else ()), *trial.reasons)),
         )
         for trial in report.trials
     ]
-    return ("tried", "kept float", "size", "speed", "held-out drop", "outcome"), rows
+    return ("tried", "kept float", "size", "speed", "held-out drop", "SQNR", "outcome"), rows
 
 
 def points(report: Report) -> tuple[Point, ...]:

@@ -81,15 +81,21 @@ def search(
 
 def _only_loses(trial: Trial) -> bool:
     """True if nothing but accuracy is missing: float layers can win that back."""
-    return bool(trial.reasons) and all(reason.startswith("drop") for reason in trial.reasons)
+    return bool(trial.reasons) and all(r.startswith(("drop", "drowns")) for r in trial.reasons)
 
 
 def _better(best: Found | None, other: Found | None) -> Found:
-    """The one with fewer broken promises; on a tie the smaller drop, then the faster."""
+    """The one with fewer broken promises; on a tie the smaller drop, then the faster.
+
+    Without a broken promise the drop is small enough, and speed alone decides.
+    """
     if best is None or other is None:
         return cast(Found, best or other)
     one, two = best.trials[-1], other.trials[-1]
-    ranks = [(len(t.reasons), t.drop or 0.0, -(t.speedup or 0.0)) for t in (one, two)]
+    ranks = [
+        (len(t.reasons), (t.drop or 0.0) if t.reasons else 0.0, -(t.speedup or 0.0))
+        for t in (one, two)
+    ]
     return other if ranks[1] < ranks[0] else best
 
 

@@ -50,7 +50,8 @@ class Told:
 
     def __call__(self, recipe: Sequence[str], kept_float: int, steps: Sequence[Step]) -> Trial:
         self.asked += 1
-        return Trial(tuple(recipe), kept_float, 0, 1.0, None, self.verdict(recipe, kept_float))
+        reasons = self.verdict(recipe, kept_float)
+        return Trial(tuple(recipe), kept_float, 0, 1.0, None, reasons=reasons)
 
 
 def outlier_model() -> ir.Model:
@@ -181,6 +182,21 @@ def test_an_error_in_a_search_leaves_no_journal(context: Context, tmp_path: path
     with pytest.raises(EdgecError):
         hunt(context, Told(failing), path=path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_that_drowns_in_noise_is_not_delivered(tmp_path: pathlib.Path) -> None:
+    model = tmp_path / "outliers.onnx"
+    ir.save(outlier_model(), model)
+    np.savez(tmp_path / "calibration.npz", x=np.concatenate(Feeds(48, 0).images))
+    report = edgec.build(
+        model,
+        target="arm64",
+        output=tmp_path / "out",
+        calibration=tmp_path / "calibration.npz",
+    )
+    first = report.trials[0]
+    assert first.sqnr_db < 10.0 and "drowns in noise" in first.reasons[0]  # type: ignore[operator]
+    assert report.sqnr_db > 10.0 and any(t.kept_float and t.chosen for t in report.trials)
 
 
 def test_a_build_keeps_its_promise_by_leaving_a_layer_in_float(tmp_path: pathlib.Path) -> None:
