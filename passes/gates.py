@@ -14,6 +14,8 @@ takes as long as float32 arithmetic.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 
@@ -41,7 +43,7 @@ def quantize_gates(graph: ir.Graph) -> int:
     return changed
 
 
-def _dtype(node: ir.Node) -> np.dtype[np.generic] | None:
+def _dtype(node: ir.Node) -> np.dtype[Any] | None:
     """The 8-bit type of a quantization per tensor; None for any other."""
     scale, zero = (constant(v) for v in (node.inputs[1:3] if len(node.inputs) > 2 else (None,) * 2))
     if scale is None or zero is None or scale.size != 1 or zero.dtype not in (np.uint8, np.int8):

@@ -191,7 +191,7 @@ def _lessons(
             chosen.append(samples[order.pop()])
         if settings.splice:  # every other one
             for i in range(0, len(chosen), 2):
-                other = samples[random.integers(len(samples))]
+                other = samples[int(random.integers(len(samples)))]
                 chosen[i] = joined(chosen[i], other, random.random()) or chosen[i]
         yield chosen
 
@@ -201,7 +201,7 @@ def _judged(samples: Sequence[Feeds], settings: Recover, seed: int) -> list[Feed
     random = np.random.default_rng(seed)
     judged = list(samples[:_JUDGED])
     while settings.splice and len(judged) < _JUDGED:
-        first, second = (samples[random.integers(len(samples))] for _ in range(2))
+        first, second = (samples[int(random.integers(len(samples)))] for _ in range(2))
         piece = joined(first, second, random.random())
         if piece is None:
             break

@@ -14,16 +14,13 @@ Left out: labels, relation distillation, learned scales, blocks on disk, several
 
 from __future__ import annotations
 
-import base64
-import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
 from edgec.passes.contract import Context, PassError, Result, Skip, Stage
+from edgec.passes.differences import apply_differences, differences
 from edgec.passes.lesson import LAYERS, NOTHING, THREADS, Lesson
 from edgec.passes.weights import label
 
@@ -61,7 +58,7 @@ class Recover:
     def run(self, model: ir.Model, context: Context) -> Result:
         """Train, keep the best held-out state, write it into the same graph."""
         if context.lock:
-            changed = _replay(model, context.lock)
+            changed = apply_differences(model, context.lock.get("changes", {}))
             return Result(model, changed, touched=(), decisions=dict(context.lock))
         if context.calibration is None or not len(context.calibration):
             raise PassError(
@@ -71,7 +68,7 @@ class Recover:
 
         from edgec.passes.torch_graph import to_torch
 
-        before = {n: _bytes(v) for n, v in model.graph.initializers.items()}
+        untrained = model.clone()
         try:
             twin = to_torch(model)
         except PassError as error:
@@ -93,11 +90,7 @@ class Recover:
             )
             return Result(model, 0, findings=(finding,), decisions={"changes": {}})
         changed = twin.write_back(model)
-        changes = {
-            name: _difference(before[name], _bytes(value))
-            for name, value in model.graph.initializers.items()
-            if _bytes(value) != before[name]
-        }
+        changes = differences(untrained, model)
         finding = (
             f"held-out distance {found.before:.4g} before, {found.after:.4g} after "
             f"{found.step} of {self.steps} steps"
@@ -111,28 +104,3 @@ class Recover:
             decisions={"changes": changes},
             findings=(finding,),
         )
-
-
-def _bytes(value: ir.Value) -> bytes:
-    assert value.const_value is not None
-    return value.const_value.tobytes()
-
-
-def _difference(before: bytes, after: bytes) -> str:
-    """What turns one into the other, byte by byte, as text: mostly zeros, so it packs well."""
-    a, b = np.frombuffer(before, np.uint8), np.frombuffer(after, np.uint8)
-    return base64.b64encode(zlib.compress((b - a).tobytes(), 9)).decode("ascii")
-
-
-def _replay(model: ir.Model, lock: Mapping[str, Any]) -> int:
-    """Apply the recorded differences. Raises PassError if they are of another model."""
-    for name, text in lock.get("changes", {}).items():
-        value = model.graph.initializers.get(name)
-        tensor = None if value is None else value.const_value
-        change = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
-        if value is None or tensor is None or len(change) != tensor.nbytes:
-            raise PassError(f"the lock changes '{name}', which this model does not have")
-        array = np.frombuffer(tensor.tobytes(), np.uint8) + change
-        typed = array.view(tensor.numpy().dtype).reshape(tensor.numpy().shape)
-        value.const_value = ir.tensor(typed, dtype=tensor.dtype, name=name)
-    return len(lock.get("changes", {}))
