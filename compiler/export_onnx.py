@@ -30,11 +30,7 @@ def load_onnx(path: pathlib.Path) -> ir.Model:
         raise SourceError(f"{path}: {reason}") from error
     if not len(model.graph) or not model.graph.outputs:
         raise SourceError(f"{path}: not an ONNX file, or a graph without nodes")
-    for value in model.graph.initializers.values():
-        if isinstance(value.const_value, ir.ExternalTensor):
-            file = pathlib.Path(value.const_value.path)
-            if not file.is_file():
-                raise SourceError(f"{path}: its weights file {file.name} is missing beside it")
+    _check_weights_files(model, path)
     try:
         onnx.checker.check_model(str(path))
     except (onnx.checker.ValidationError, ValueError) as error:
@@ -44,7 +40,27 @@ def load_onnx(path: pathlib.Path) -> ir.Model:
     common_passes.RemoveInitializersFromInputsPass()(model)
     model.ir_version = max(model.ir_version or 0, _IR_VERSION)
     _open_dimensions(model)
+    _detach(model)
     return model
+
+
+def _check_weights_files(model: ir.Model, path: pathlib.Path) -> None:
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            file = pathlib.Path(value.const_value.path)
+            if not file.is_file():
+                raise SourceError(f"{path}: its weights file {file.name} is missing beside it")
+
+
+def _detach(model: ir.Model) -> None:
+    """Make weights of a second file the model's own: it is saved elsewhere later. No copy."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor):
+                value.const_value = ir.Tensor(
+                    tensor.numpy(), dtype=tensor.dtype, shape=tensor.shape, name=tensor.name
+                )
 
 
 def _open_dimensions(model: ir.Model) -> None:

@@ -5,13 +5,13 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from edgec.emit import check_model
+from edgec.emit import check_model, lay_out
 from edgec.errors import ExportError, SourceError
 from edgec.export import export
 from edgec.export_onnx import load_onnx
 from edgec.passes import Context
 from edgec.passes.cleanup import Cleanup
-from edgec.passes.execution import open_session, run_feeds
+from edgec.passes.execution import open_session, optimized_graph, run_feeds
 from edgec.passes.fuse import Fuse
 from edgec.shapes import input_specs
 from edgec.source import load_source
@@ -94,6 +94,16 @@ def test_the_model_is_otherwise_as_it_was(tmp_path):
     path = _written(tmp_path / "m.onnx")
     ours, theirs = load_onnx(path), ir.load(path)
     assert ir.to_proto(ours).SerializeToString() == ir.to_proto(theirs).SerializeToString()
+
+
+def test_weights_in_a_second_file_are_the_models_own_after_loading(tmp_path):
+    # torch.onnx.export writes them so by default; passes save the model to other folders
+    path = _written(tmp_path / "m.onnx")
+    ir.save(ir.load(path), tmp_path / "two.onnx", external_data="two.onnx.data")
+    model = load_onnx(tmp_path / "two.onnx")
+    for made in (model, optimized_graph(model)):
+        np.testing.assert_array_equal(run_feeds(open_session(made), {"x": _X})[0], _Y)
+    assert b"two.onnx.data" not in lay_out(model).graph
 
 
 def test_a_declared_output_shape_that_lies_is_not_made_true(tmp_path):
