@@ -24,6 +24,7 @@ import onnx_ir as ir
 
 from edgec.journal import Journal
 from edgec.passes import Context, Feeds, Pass
+from edgec.passes.weights import label
 from edgec.pipeline import Step, run_passes
 from edgec.recipe import to_toml
 from edgec.report import Trial
@@ -190,7 +191,7 @@ def _integer_sources(
     """
     sources: dict[str, tuple[str, ...]] = {}
     for node in model.graph:
-        if node.name not in quantized:
+        if label(node) not in quantized:
             continue
         found, seen = [], set()
         waiting = [node.inputs[0]]
@@ -200,11 +201,11 @@ def _integer_sources(
             if producer is None or producer in seen:
                 continue
             seen.add(producer)
-            if producer.name in quantized:
-                found += [str(producer.name)] if producer.op_type == "Conv" else []
+            if label(producer) in quantized:
+                found += [label(producer)] if producer.op_type == "Conv" else []
             elif producer.op_type in integer_ops:
                 waiting += producer.inputs
-        sources[str(node.name)] = tuple(sorted(found))
+        sources[label(node)] = tuple(sorted(found))
     return sources
 
 

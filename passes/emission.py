@@ -115,7 +115,7 @@ def emit(model: ir.Model, plan: Placement, decided: Decisions, int8: Int8) -> di
     for value in plan.outputs:
         writer.replace_output(value, scheme.parameters[value])
     if "HardSwish" in int8.integer_ops:
-        quantize_gates(model.graph)
+        quantize_gates(unit.node for unit in plan.units)
     return {u.node: name_of(u.node.inputs[1]) for u in plan.units if u.computing}
 
 

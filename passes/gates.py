@@ -14,22 +14,26 @@ takes as long as float32 arithmetic.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from edgec.passes.matching import add_initializer, insert, is_op, remove_unused, sole_user
-from edgec.passes.weights import constant
+from edgec.passes.weights import constant, graph_of
 
 _STEPS = 255  # of the gate, from 0 to 1
 _OFFSET, _WIDTH = 3.0, 6.0  # clip(x + 3, 0, 6) / 6
 
 
-def quantize_gates(graph: ir.Graph) -> int:
-    """Rewrite each HardSwish between quantizations per tensor; the count of them."""
+def quantize_gates(nodes: Iterable[ir.Node]) -> int:
+    """Rewrite each HardSwish among the nodes that is between quantizations per tensor.
+
+    Returns the count of them.
+    """
     changed = 0
-    for node in list(graph):
+    for node in list(nodes):
         if not is_op(node, "HardSwish") or node.inputs[0] is None:
             continue
         dequantize, quantize = node.inputs[0].producer(), sole_user(node.outputs[0])
@@ -38,7 +42,7 @@ def quantize_gates(graph: ir.Graph) -> int:
         dtypes = {_dtype(quantize), None if dequantize is None else _dtype(dequantize)}
         if not is_op(dequantize, "DequantizeLinear") or len(dtypes) != 1 or None in dtypes:
             continue
-        _rewrite(graph, node)
+        _rewrite(graph_of(node), node)
         changed += 1
     return changed
 

@@ -120,7 +120,7 @@ def place(graph: ir.Graph, int8: Int8, skip: Sequence[str]) -> Placement:
     for node in graph:
         if node in inner:
             continue
-        reason = "named in skip" if node.name in skip else _refusal(node, int8, quantized)
+        reason = "named in skip" if label(node) in skip else _refusal(node, int8, quantized)
         if reason:
             reasons[node] = reason
             continue
@@ -142,7 +142,7 @@ def place(graph: ir.Graph, int8: Int8, skip: Sequence[str]) -> Placement:
 def _computes(node: ir.Node, int8: Int8, skip: Sequence[str]) -> bool:
     wanted = node.op_type in int8.static_ops and node.op_type in _COMPUTING
     wanted = wanted and node.domain in ("", "ai.onnx")
-    return wanted and node.name not in skip and not _computing_refusal(node, int8)
+    return wanted and label(node) not in skip and not _computing_refusal(node, int8)
 
 
 def _refusal(node: ir.Node, int8: Int8, quantized: set[ir.Value | None]) -> str:
@@ -243,7 +243,7 @@ def _unit(node: ir.Node, int8: Int8, skip: Sequence[str]) -> Unit:
         uses = list(output.uses())
         if len(uses) == 1 and uses[0][1] == 0 and uses[0][0].graph is node.graph:
             follower = uses[0][0]
-            joins = follower.op_type in int8.integer_ops and follower.name not in skip
+            joins = follower.op_type in int8.integer_ops and label(follower) not in skip
             bounds = _bounds(follower) if joins else None
             output = follower.outputs[0] if bounds is not None else output
     return Unit(node, output, computing, bounds)

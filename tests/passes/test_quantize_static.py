@@ -439,3 +439,18 @@ def test_a_conv_of_few_channels_stays_float_where_the_target_says_so() -> None:
     assert quantize(model).changed > result.changed > 0
     assert "QLinearConv" in kernels(result.model)
     assert sqnr(model, result.model) > 25
+
+
+def test_an_unnamed_node_is_skipped_by_its_label() -> None:
+    model = conv("y = Conv <pads = [1, 1, 1, 1]> (x, k, b)")
+    result = quantize(model, QuantizeStatic(skip=("Conv -> y",)))
+    assert result.changed == 0
+    assert [(s.node, s.reason) for s in result.skipped] == [("Conv -> y", "named in skip")]
+
+
+def test_a_hard_swish_named_in_skip_stays_float() -> None:
+    text = "a = Conv (x, k, b) [act] h = HardSwish (a) y = Conv (h, k2)"
+    model = conv(text, k2=graphs.weight(8, 8, 3, 3, seed=4))
+    assert "HardSwish" not in graphs.operators(quantize(model).model)
+    kept = quantize(model, QuantizeStatic(skip=("act",)))
+    assert "HardSwish" in graphs.operators(kept.model)
