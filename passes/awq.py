@@ -50,10 +50,14 @@ def channel_scales(weights: Sequence[Array], scheme: Scheme, moments: Array) -> 
 
 @dataclass(frozen=True)
 class Source:
-    """What makes a value last: constant rows of a node, or a linear layer."""
+    """What makes a value last: constant rows of a node, or a linear layer.
+
+    rows: inputs of the node. values: those that hold other numbers once it is divided.
+    """
 
     node: ir.Node
-    rows: tuple[int, ...] = ()  # inputs of the node
+    values: tuple[ir.Value, ...]
+    rows: tuple[int, ...] = ()
     layer: Linear | None = None
 
     def divide(self, scales: Array) -> None:
@@ -78,11 +82,12 @@ def source_of(value: ir.Value, readers: Collection[ir.Node], width: int) -> Sour
     node = value.producer()
     rows = _rows(node, width)
     if node is not None and rows:
-        return Source(node, rows)
-    for candidate in _in_front(value):
-        layer = _layer(candidate)
-        if layer is not None:
-            return Source(layer.node, layer=layer)
+        return Source(node, (value,), rows)
+    for path in _in_front(value):
+        layer = _layer(path[-1])
+        if layer is not None and layer.outputs == width:
+            values = dict.fromkeys((*path, layer.node.outputs[0]))
+            return Source(layer.node, tuple(values), layer=layer)
     kind = "an input of the model" if node is None else f"made by {node.op_type}"
     raise Refused(f"'{value.name}' is {kind}, where no scale can be folded in")
 
@@ -100,14 +105,14 @@ def _rows(node: ir.Node | None, width: int) -> tuple[int, ...]:
     return ()
 
 
-def _in_front(value: ir.Value) -> list[ir.Value]:
-    """Values that may be divided instead of this one, this one included."""
+def _in_front(value: ir.Value) -> list[tuple[ir.Value, ...]]:
+    """Ways from a value to one that may be divided instead of it, both included."""
     node = value.producer()
     if is_op(node, "Relu", "Mul") and node is not None:
         # a Relu lets a positive factor through; a gate takes it in either operand
         inner = [v for v in node.inputs if v is not None and sole_user(v) is node]
-        return [found for v in inner for found in _in_front(v)]
-    return [value]
+        return [(value, *path) for v in inner for path in _in_front(v)]
+    return [(value,)]
 
 
 def _layer(value: ir.Value) -> Linear | None:

@@ -87,7 +87,8 @@ def replayed(
         values = grid.nearest(rows)
         if "change" in entry:
             change = _array(entry["change"], "i1", rows.shape)
-            values = grid.stored(values.astype(np.int16) + change)
+            # 8-bit arithmetic wraps around as it did when the change was recorded
+            values = grid.stored((values.view(np.int8) + change).view(values.dtype))
         found[matrix.name] = Choice(grid, values)
     return found
 

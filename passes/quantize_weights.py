@@ -90,8 +90,9 @@ class QuantizeWeights:
         else:
             method, why = resolved(self.method, self.bits, context)
             scaling = measure_scaling(plan.matrices, model, context) if method == "awq" else None
+        divided: tuple[ir.Value, ...] = ()
         if scaling is not None:
-            fold_scaling(plan.matrices, scaling.channels)
+            divided = fold_scaling(plan.matrices, scaling.channels)
             # weights in front of scaled values are other values now
             plan = plan_weights(model, self._wishes(context), context.target)
         if context.lock and method != "rtn":
@@ -104,6 +105,8 @@ class QuantizeWeights:
             store.matrix(matrix, choices[matrix.name])
         done, refused = _store_others(store, plan)
         done.update(node for m in plan.matrices for node in (*m.products, *m.tables))
+        for value in divided:  # they no longer hold what the reference's values hold
+            value.name = store.editor.fresh(f"{value.name}_scaled")
         touched = tuple(node.outputs[0].name or "" for node in nodes if node in done)
         findings = self._findings(plan, method, why, scaling)
         skipped = plan.skipped + refused

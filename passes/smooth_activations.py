@@ -200,6 +200,8 @@ def _source(value: ir.Value, channels: int) -> _Source:
                 continue
     if is_op(node, *LINEAR_OPS) and node.op_type != "Conv":
         layer = linear(node)
+        if layer.outputs != channels:
+            raise Refused(f"its input repeats the {layer.outputs} channels of '{label(node)}'")
         values = (value,) if layer.output is value else (value, layer.output)
         return _Source((), layer, values)
     raise Refused(f"its input comes from {node.op_type}, which has no scale for each channel")

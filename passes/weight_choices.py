@@ -161,9 +161,14 @@ def measure_scaling(matrices: Sequence[Matrix], model: ir.Model, context: Contex
     return Scaling(channels, power, dict(refusals))
 
 
-def fold_scaling(matrices: Sequence[Matrix], channels: Mapping[str, Array]) -> None:
-    """Divide values of the model by AWQ's scales. Raises PassError if it was made for another."""
+def fold_scaling(matrices: Sequence[Matrix], channels: Mapping[str, Array]) -> tuple[ir.Value, ...]:
+    """Divide values of the model by AWQ's scales.
+
+    Returns all values that hold other numbers now. Raises PassError if the scales were made
+    for another model.
+    """
     readers, _ = _readers(matrices)
+    divided: dict[ir.Value, None] = {}
     for name, scales in channels.items():
         try:
             source = _source(name, readers.get(name, []))
@@ -173,6 +178,8 @@ def fold_scaling(matrices: Sequence[Matrix], channels: Mapping[str, Array]) -> N
                 "build without it"
             ) from reason
         source.divide(scales)
+        divided |= dict.fromkeys(source.values)
+    return tuple(divided)
 
 
 def _error_compensated(

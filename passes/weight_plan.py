@@ -106,6 +106,8 @@ class _Planner:
                 "export it with a newer opset"
             )
         _, axis = product_weight(node)
+        if node.attributes.get_int("transA", 0) != 0:
+            raise Refused("its first operand is transposed (transA)")
         if node.graph is not self.model.graph:
             # its fusion of DequantizeLinear looks for the weight in the branch alone
             raise Refused("ONNX Runtime cannot load block-wise weights inside a branch")

@@ -4,7 +4,8 @@ import graphs
 import numpy as np
 import pytest
 
-from edgec.passes import awq
+from edgec.passes import QuantizeWeights, awq
+from edgec.passes.execution import graph_bytes
 from edgec.passes.grids import Scheme, fit
 from edgec.passes.matching import with_new_numbers
 from edgec.passes.weights import Refused, constant
@@ -98,3 +99,27 @@ def test_inputs_and_outputs_of_the_model_are_refused():
         awq.source_of(first.inputs[0], {first}, WIDTH)
     with pytest.raises(Refused, match="an output of the model"):
         awq.source_of(second.inputs[0], {second}, WIDTH)
+
+
+def test_a_factor_that_broadcasts_over_the_channels_takes_no_scale():
+    text = f"g (float[n, {WIDTH}] x) => (float[n, {WIDTH}] y)"
+    text += "{ a = MatMul (x, w) s = Sigmoid (x) n = Mul (a, s) [r] y = MatMul (n, v) }"
+    made = {"w": graphs.weight(WIDTH, 1), "v": graphs.weight(WIDTH, WIDTH)}
+    node = next(node for node in graphs.graph(text, made).graph if node.name == "r")
+    with pytest.raises(Refused, match="made by Mul"):
+        awq.source_of(node.inputs[0], {node}, WIDTH)
+
+
+def test_divided_values_get_other_names():
+    text = """g (float[n, 64] x) => (float[n, 64] y) {
+        h = MatMul (x, w) r = Relu (h) y = MatMul (r, v)
+    }"""
+    made = {"w": graphs.weight(64, 64) * powers(), "v": graphs.weight(64, 64, seed=1)}
+    model = graphs.graph(text, made)
+    data = [{"x": graphs.feed(16, 64, seed=i)} for i in range(4)]
+    chosen = QuantizeWeights(bits=4, method="awq")
+    result = chosen.run(model.clone(), graphs.context(model, calibration=data))
+    names = {value.name for node in result.model.graph for value in node.outputs}
+    assert {"h_scaled", "r_scaled", "y"} <= names and not {"h", "r"} & names
+    again = chosen.run(model.clone(), graphs.context(model, lock=result.decisions))
+    assert graph_bytes(again.model) == graph_bytes(result.model)

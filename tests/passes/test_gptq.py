@@ -1,9 +1,11 @@
 """Error-compensated rounding: it must beat the nearest levels where inputs are correlated."""
 
+import graphs
 import numpy as np
 import pytest
 
-from edgec.passes import gptq
+from edgec.passes import QuantizeWeights, gptq
+from edgec.passes.execution import graph_bytes
 from edgec.passes.grids import Scheme, fit
 
 
@@ -96,3 +98,20 @@ def test_output_error_is_the_mean_over_the_inputs():
     moments = inputs.T @ inputs / len(inputs)
     expected = np.square(inputs @ change.T).sum(1).mean()
     assert gptq.output_error(change, moments) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
+def test_a_change_of_more_than_127_steps_replays(scheme):
+    n = 512
+    weight = graphs.weight(n, 16)
+    weight[:32] *= 50
+    weight[32:] *= 0.02  # fine steps, which take over the errors of the coarse ones
+    model = graphs.graph(
+        f"g (float[b, {n}] x) => (float[b, 16] y) {{ y = MatMul (x, w) }}", {"w": weight}
+    )
+    x = graphs.feed(256, 1) + 0.001 * graphs.feed(256, n, seed=1)
+    x[:, 0] *= 100
+    chosen = QuantizeWeights(bits=8, method="gptq", scheme=scheme)
+    first = chosen.run(model.clone(), graphs.context(model, calibration=[{"x": x}]))
+    again = chosen.run(model.clone(), graphs.context(model, lock=first.decisions))
+    assert graph_bytes(again.model) == graph_bytes(first.model)

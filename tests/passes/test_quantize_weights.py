@@ -271,3 +271,12 @@ def test_reference_weights_are_untouched():
 def test_wrong_parameters_are_refused(parameters, message):
     with pytest.raises(PassError, match=message):
         QuantizeWeights(**parameters)
+
+
+def test_a_transposed_first_operand_is_refused() -> None:
+    model = graphs.graph(
+        "g (float[64, n] x) => (float[n, 64] y) { y = Gemm <transA = 1> (x, w) }",
+        {"w": graphs.weight(64, 64)},
+    )
+    result = QuantizeWeights(bits=4).run(model.clone(), graphs.context(model))
+    assert result.changed == 0 and "transA" in result.skipped[0].reason

@@ -186,3 +186,16 @@ def test_missing_data_and_wrong_parameters_are_refused():
         SmoothActivations(alpha=1.5)
     with pytest.raises(PassError, match="not finite"):
         smooth(model, [{"x": np.full((1, 9, WIDTH), np.nan, np.float32)}])
+
+
+def test_a_factor_that_broadcasts_over_the_channels_is_no_source():
+    text = """g (float[n, 48] x) => (float[n, 48] y) {
+        g = MatMul (x, wg)  h = MatMul (x, wh)  p = Mul (g, h)  y = MatMul (p, wd)
+    }"""
+    weights = {"wg": graphs.weight(48, 1), "wh": graphs.weight(48, 48, seed=1)}
+    weights["wh"][:, [5, 20]] *= 80
+    model = graphs.graph(text, weights | {"wd": graphs.weight(48, 48, seed=2)})
+    result = smooth(model, [{"x": graphs.feed(9, 48, seed=i)} for i in range(4)])
+    assert result.changed == 1  # by the other factor
+    x = graphs.feed(9, 48)
+    assert sqnr_db(graphs.run(model, x=x)[0], graphs.run(result.model, x=x)[0]) > 100
