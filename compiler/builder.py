@@ -138,7 +138,7 @@ def build(
         )
         journal = Journal(
             places.bundle.with_name(f".{places.bundle.stem}.search.json"),
-            _journal_key(reference_digest, device, candidates, demanded, inputs, seed, threads),
+            _journal_key(reference_digest, candidates, held_against, seed),
         )
         with journal:
             found = search(
@@ -246,19 +246,17 @@ def _candidates(
 
 def _journal_key(
     reference_digest: str,
-    target: Target,
     candidates: Sequence[tuple[Pass, ...]],
-    limits: Limits,
-    inputs: Inputs,
+    asked: Judge,
     seed: int,
-    threads: int,
 ) -> str:
     """What the outcomes of a search depend on."""
-    data = sorted(inputs.calibration.kept_digests()) if inputs.calibration is not None else ()
+    calibration = asked.inputs.calibration
+    data = sorted(calibration.kept_digests()) if calibration is not None else ()
     texts = [recipes.to_toml(candidate) for candidate in candidates]
-    return journal_key(
-        edgec.__version__, reference_digest, target, texts, limits, data, seed, threads
-    )
+    metric = None if asked.metric is None else asked.metric.name
+    demands = (asked.target, asked.limits, metric, asked.declared, asked.threads)
+    return journal_key(edgec.__version__, reference_digest, texts, *demands, data, seed)
 
 
 def _with_data(

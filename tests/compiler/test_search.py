@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pathlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import graphs
 import numpy as np
@@ -12,6 +14,8 @@ import onnx_ir as ir
 import pytest
 
 import edgec
+from edgec import trial
+from edgec.bench import Timing
 from edgec.errors import EdgecError
 from edgec.journal import Journal
 from edgec.passes import Context
@@ -19,7 +23,8 @@ from edgec.pipeline import Step
 from edgec.promise import Limits
 from edgec.recipe import load_recipe
 from edgec.report import Trial
-from edgec.search import Found, search
+from edgec.search import Found, _integer_sources, search
+from edgec.targets import load_target
 
 STATIC = load_recipe("quantize-static")
 WEIGHTS = load_recipe("quantize-weights")
@@ -225,3 +230,30 @@ def test_a_build_keeps_its_promise_by_leaving_a_layer_in_float(tmp_path: pathlib
         lock=tmp_path / "out" / "outliers.arm64.lock.json",
     )
     assert again.bundle_sha256 == report.bundle_sha256 and not again.trials
+
+
+def test_the_search_finds_layers_without_names() -> None:
+    model = outlier_model()
+    for node in model.graph:
+        node.name = None
+    sources = _integer_sources(model, {"Conv -> b", "Conv -> c"}, {"Relu"})
+    assert sources == {"Conv -> b": (), "Conv -> c": ("Conv -> b",)}
+
+
+def test_providers_that_compute_on_threads_of_their_own_are_timed_by_the_clock(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clocks = []
+
+    def noted(calls, *, clock, **_):  # type: ignore[no-untyped-def]
+        clocks.append(clock)
+        return [Timing(name, 1.0, 1.0, 1.0, 11) for name, _ in calls]
+
+    monkeypatch.setattr(trial, "interleave", noted)
+    monkeypatch.setattr(trial, "absent_providers", lambda providers: ())
+    monkeypatch.setattr(trial, "is_kind_of", lambda machine, target: True)
+    for name in ("x86-64", "x86-64-openvino"):
+        inputs = SimpleNamespace(checks=list(context.calibration or ())[:1], validation=None)
+        judge = trial.Judge(context.reference, load_target(name), inputs, Limits())  # type: ignore[arg-type]
+        assert judge(("cleanup",), 0, ()).speedup == 1.0
+    assert clocks[0] is time.thread_time and clocks[-1] is time.perf_counter
