@@ -101,7 +101,8 @@ class Lesson:
     def _stacks(self, samples: Sequence[Feeds]) -> bool:
         """True if the twin gives for two samples on top of each other what it gives for each.
 
-        A graph may count on its batch: in the constant of a Reshape, or across samples.
+        A graph may count on its batch: in the constant of a Reshape, or across samples. And
+        its values may have the batch along another axis, or none.
         """
         import torch
 
@@ -109,16 +110,21 @@ class Lesson:
         if len(pair) < 2 or not _alike(pair):
             return False
         with torch.no_grad():
-            singles = [self._twin(_tensors(feeds)) for feeds in pair]
+            keep = self._features
+            singles = [self._twin(_tensors(feeds), keep=keep) for feeds in pair]
             try:
-                stacked = self._twin(_tensors(_stack(pair)))
+                stacked = self._twin(_tensors(_stack(pair)), keep=keep)
             except PassError:
                 return False
-        for name in self._outputs:
-            apart = torch.cat([values[name] for values in singles])
+        for name in (*self._outputs, *self._features):
+            parts = [values[name] for values in singles]
+            if not parts[0].ndim:
+                return False
+            apart = torch.cat(parts)
             if stacked[name].shape != apart.shape:
                 return False
-            if float(_squared_error(stacked[name].float(), apart.float())) > _SAME_ANSWER:
+            error = _squared_error(stacked[name].float(), apart.float())
+            if name in self._outputs and float(error) > _SAME_ANSWER:
                 return False
         return True
 

@@ -9,7 +9,7 @@ which integers a layer keeps, and the model's outputs there decide about them al
 
 The networks run in ONNX Runtime, whose integers are the ones that ship. The layer itself is
 one product of sampled input patches with its weight, so the differentiable twin of the whole
-graph is not needed, and memory holds the rows of one layer only.
+graph is not needed, and memory holds the samples and the rows of one layer.
 
 Left out: learned scales, blocks of several layers, ConvTranspose, weights in blocks.
 """

@@ -231,6 +231,8 @@ def _activations(
     tops: dict[str, Array] = {}
     for number, arrays in enumerate(run_values(model, names, samples)):
         for name in names:
+            if not arrays[name].size:
+                raise PassError(f"calibration sample {number}: value '{name}' is empty")
             rows = arrays[name].reshape(-1, arrays[name].shape[-1])
             top = np.abs(rows).max(axis=0)
             if not np.isfinite(top).all():
@@ -277,7 +279,12 @@ def _replayed(lock: Mapping[str, Any], sites: Sequence[_Site]) -> dict[str, Arra
     known = {site.name: site.readers[0].inputs for site in sites}
     scales = {}
     for name, text in lock.get("scales", {}).items():
-        scale = np.frombuffer(base64.b64decode(text), "<f4").astype(np.float32)
+        try:
+            scale = np.frombuffer(base64.b64decode(text), "<f4").astype(np.float32)
+        except ValueError as error:
+            raise PassError(
+                f"the lock's scales of '{name}' are damaged: {error}; build without it"
+            ) from error
         if known.get(name) != scale.size:
             raise PassError(
                 f"the lock smooths '{name}', which this model does not have in that size: it was "

@@ -89,14 +89,17 @@ def replayed(
 
     Raises PassError if that was made for another graph or with other parameters.
     """
-    ranges = {
-        name: Range(float.fromhex(low), float.fromhex(high))
-        for name, (low, high) in lock.get("ranges", {}).items()
-    }
-    shifts = {
-        name: np.frombuffer(bytes.fromhex(text), "<f4").astype(np.float32)
-        for name, text in lock.get("bias", {}).items()
-    }
+    try:
+        ranges = {
+            name: Range(float.fromhex(low), float.fromhex(high))
+            for name, (low, high) in lock.get("ranges", {}).items()
+        }
+        shifts = {
+            name: np.frombuffer(bytes.fromhex(text), "<f4").astype(np.float32)
+            for name, text in lock.get("bias", {}).items()
+        }
+    except (TypeError, ValueError) as error:
+        raise PassError(f"the lock is damaged: {error}; build without it") from error
     missing = [str(v.name) for v in plan.calibrated if v.name not in ranges]
     if bias_correction:
         sites = {

@@ -94,7 +94,8 @@ def _feedback(moment: Array) -> Array:
     """U of the factorisation: float32 [groups, w, w]."""
     width = moment.shape[-1]
     power = np.trace(moment, axis1=1, axis2=2) / width
-    damping = np.where(power > 0, power * _DAMPING, 1.0)
+    # inputs that never move have no power, and no say
+    damping = np.where(power > np.finfo(np.float32).tiny, power * _DAMPING, 1.0)
     damped = moment.astype(np.float64) + damping[:, None, None] * np.eye(width)
     # the lower factor of the reversed matrix, reversed, is the upper factor
     factor = np.linalg.cholesky(damped[:, ::-1, ::-1])[:, ::-1, ::-1]

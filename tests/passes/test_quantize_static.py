@@ -454,3 +454,9 @@ def test_a_hard_swish_named_in_skip_stays_float() -> None:
     assert "HardSwish" not in graphs.operators(quantize(model).model)
     kept = quantize(model, QuantizeStatic(skip=("act",)))
     assert "HardSwish" in graphs.operators(kept.model)
+
+
+def test_damaged_ranges_are_refused() -> None:
+    model = conv("y = Conv (x, k, b)")
+    with pytest.raises(PassError, match="the lock is damaged"):
+        quantize(model, lock={"ranges": {"x": ["none", "0x1p+0"]}})

@@ -129,3 +129,24 @@ def test_missing_data_and_wrong_parameters_are_refused():
         Recover(rate=0, bias_rate=0)
     with pytest.raises(PassError, match="negative"):
         Recover(features=-1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        """second (float[n, 6, 32] x) => (float[n, 6, 8] y) {
+            t = Transpose <perm = [1, 0, 2]> (x)  a = MatMul (t, w)  h = Add (a, b)
+            y = Transpose <perm = [1, 0, 2]> (h)
+        }""",
+        """scalar (float[n, 6, 32] x) => (float[n, 6, 8] y, float z) {
+            a = MatMul (x, w)  y = Add (a, b)  z = ReduceMean <keepdims = 0> (y)
+        }""",
+    ],
+)
+def test_values_with_the_batch_elsewhere_or_nowhere_are_trained_one_by_one(text):
+    model = graphs.graph(text, {"w": graphs.weight(32, 8), "b": graphs.feed(8)})
+    data = [{"x": graphs.feed(1, 6, 32, seed=i)} for i in range(6)]
+    context = graphs.context(model, calibration=data)
+    int8 = QuantizeStatic(ranges="minmax").run(model.clone(), context).model
+    result = Recover(steps=3, batch=4).run(int8, context)
+    assert "held-out distance" in result.findings[0]

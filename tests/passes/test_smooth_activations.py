@@ -186,6 +186,11 @@ def test_missing_data_and_wrong_parameters_are_refused():
         SmoothActivations(alpha=1.5)
     with pytest.raises(PassError, match="not finite"):
         smooth(model, [{"x": np.full((1, 9, WIDTH), np.nan, np.float32)}])
+    with pytest.raises(PassError, match="is empty"):
+        smooth(model, [{"x": np.zeros((0, 9, WIDTH), np.float32)}])
+    damaged = dataclasses.replace(graphs.context(model), lock={"scales": {"h": "abc"}})
+    with pytest.raises(PassError, match="damaged"):
+        SmoothActivations().run(model, damaged)
 
 
 def test_a_factor_that_broadcasts_over_the_channels_is_no_source():

@@ -220,3 +220,9 @@ def test_sensitivity_names_the_layer_that_quantization_hurts() -> None:
         name: sqnr(model, quantize(model, QuantizeStatic(skip=(name,))).model) for name in found
     }
     assert min(found, key=found.get) == max(by_skipping, key=by_skipping.get)
+
+
+def test_inputs_whose_squares_vanish_in_float32_round_to_the_nearest() -> None:
+    exact = graphs.feed(1, 4, 32) * 40
+    rows = graphs.feed(1, 16, 32, seed=1) * np.float32(1e-22)
+    np.testing.assert_array_equal(errors_carried(exact, [rows], 127), np.rint(exact))
