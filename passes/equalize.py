@@ -28,14 +28,9 @@ from edgec.passes.linear import LINEAR_OPS, Linear, linear
 from edgec.passes.matching import is_op, producer, scalar
 from edgec.passes.weights import Array, Editor, Refused, check_skip, constant, label
 
-_HOMOGENEOUS = (
-    "AveragePool",
-    "Identity",
-    "LeakyRelu",
-    "MaxPool",
-    "Relu",
-)
+_HOMOGENEOUS = ("Identity", "LeakyRelu", "Relu")
 _GLOBAL_POOLS = ("GlobalAveragePool", "GlobalMaxPool")
+_POOLS = ("AveragePool", "MaxPool", *_GLOBAL_POOLS)
 _SWEEPS = 1000
 _SETTLED = 1e-5  # natural logarithm of a scale below which a sweep counts as no change
 _WORTH = 1e-2  # a pair whose scales all are nearer to 1 than this is left as it is
@@ -128,8 +123,11 @@ def _after(node: ir.Node, is_conv: bool) -> bool:
 
     is_conv: whether they are before it. Raises Refused for other functions.
     """
-    if is_op(node, *_HOMOGENEOUS, *_GLOBAL_POOLS) and len(node.outputs) == 1:
+    if is_op(node, *_HOMOGENEOUS):
         return is_conv
+    # a pool takes the last axis for space, whatever a product has there
+    if is_conv and is_op(node, *_POOLS) and len(node.outputs) == 1:
+        return True
     if is_op(node, "PRelu") and constant(node.inputs[1]) is not None:
         return is_conv
     if is_op(node, "Clip"):

@@ -3,7 +3,8 @@
 For a value x [..., n] the mean of x x^T over all positions of all samples, [n, n]. It gives
 the output error of any change of a weight exactly, without keeping one activation. Values
 are taken in groups whose moments fit into a fixed amount of memory, one run over the samples
-for each group, so that neither the samples' number nor the model's depth decides the peak.
+for each group, so that neither the samples' number nor the model's depth decides the peak:
+the widest value does, and the callers leave out those that are too wide.
 """
 
 from __future__ import annotations

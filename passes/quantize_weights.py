@@ -24,6 +24,7 @@ from edgec.passes.grids import Scheme
 from edgec.passes.weight_choices import (
     CALIBRATED,
     METHODS,
+    WIDEST,
     Method,
     Scaling,
     choose,
@@ -132,16 +133,23 @@ class QuantizeWeights:
                 "3-bit weights have 8 levels, but take 4 bits in the file and at run time: they "
                 "compress better, and are not smaller otherwise"
             )
-        clipped = [m for m in plan.matrices if m.products and not m.inputs()]
-        if clipped and method in CALIBRATED:
-            found.append(
-                f"{len(clipped)} of them by clip: an embedding table that is the output layer's "
-                "weight too must keep its rows"
-            )
+        if method in CALIBRATED:
+            found += _clipped(plan)
         if scaling is not None and scaling.refusals:
             count, example = sum(scaling.refusals.values()), min(scaling.refusals)
             found.append(f"awq left the inputs of {count} products unscaled: {example}, ...")
         return (*found, *plan.notes)
+
+
+def _clipped(plan: Plan) -> list[str]:
+    """Why some matrices get clip although there is calibration data."""
+    tied = sum(bool(m.products and m.tables) for m in plan.matrices)
+    wide = sum(m.wide and not m.tables for m in plan.matrices)
+    reasons = (
+        (tied, "an embedding table that is the output layer's weight too must keep its rows"),
+        (wide, f"moments of more than {WIDEST} inputs take too much memory"),
+    )
+    return [f"{count} of them by clip: {reason}" for count, reason in reasons if count]
 
 
 def _store_others(store: WeightStore, plan: Plan) -> tuple[set[ir.Node], tuple[Skip, ...]]:

@@ -8,7 +8,8 @@
 
 The last two read the second moments of the layers' inputs from one run of the float model
 over the calibration data; a matrix that is an embedding table too gets clip instead, since
-its rows must stay near what they are.
+its rows must stay near what they are, and so does one of more than 16,384 inputs, whose
+moments would take gigabytes.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from edgec.passes.weights import Array, Refused, constant, required
 Method = Literal["rtn", "clip", "hqq", "awq", "gptq"]
 METHODS: tuple[Method, ...] = ("rtn", "clip", "hqq", "awq", "gptq")
 CALIBRATED = ("awq", "gptq")
+WIDEST = 16384  # inputs of a matrix whose second moments, 2 GB then, are taken
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +54,13 @@ class Matrix:
         """What it is called in the lock."""
         return f"{self.value.name}:{self.axis}"
 
+    @property
+    def wide(self) -> bool:
+        """True if a product sums over so many inputs that their moments are too large."""
+        array = constant(self.value)
+        assert array is not None  # checked when it was collected
+        return bool(array.shape[self.axis] > WIDEST)
+
     def rows(self) -> Array:
         """The weight as float32 [out, in]."""
         array = constant(self.value)
@@ -59,8 +68,11 @@ class Matrix:
         return np.ascontiguousarray(array if self.axis == 1 else array.T)
 
     def inputs(self) -> dict[str, ir.Value]:
-        """The values that products multiply it with, by name; none for an embedding table."""
-        if self.tables:
+        """The values that products multiply it with, by name.
+
+        None for an embedding table, and for a matrix too wide to take their moments.
+        """
+        if self.tables or self.wide:
             return {}
         values = (required(node, 0) for node in self.products)
         return {str(value.name): value for value in values}
@@ -151,7 +163,8 @@ def measure_scaling(matrices: Sequence[Matrix], model: ir.Model, context: Contex
         try:
             _source(name, group)
         except Refused as reason:
-            refusals[str(reason)] += sum(len(matrix.products) for matrix in group)
+            nodes = (node for matrix in group for node in matrix.products)
+            refusals[str(reason)] += sum(required(node, 0).name == name for node in nodes)
         else:
             weights = [matrix.rows() for matrix in group]
             scales = awq.channel_scales(weights, group[0].scheme, moments)

@@ -247,3 +247,15 @@ def test_without_it_channels_of_very_different_ranges_are_lost():
     assert sqnr_db(given.logits(given.model), given.logits(apart)) > 100
     without = sqnr_of_int8(given, apart.clone())
     assert sqnr_of_int8(given, equalize(apart).model) > without + 10
+
+
+def test_a_pool_over_the_last_axis_of_a_product_is_refused():
+    text = """g (float[n, 6, 32] x) => (float[n, 6, 8] y) {
+        a = MatMul (x, w)
+        r = MaxPool <kernel_shape = [3], strides = [1], pads = [1, 1]> (a)
+        y = MatMul (r, v)
+    }"""
+    weight = graphs.weight(32, 16) * np.linspace(0.01, 5, 16, dtype=np.float32)
+    model = graphs.graph(text, {"w": weight, "v": graphs.weight(16, 8)})
+    result = Equalize().run(model.clone(), graphs.context(model))
+    assert result.changed == 0 and "MaxPool" in result.skipped[0].reason

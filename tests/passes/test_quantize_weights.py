@@ -5,8 +5,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from edgec.passes import PassError, QuantizeWeights
-from edgec.passes.execution import sqnr_db
+from edgec.passes import PassError, QuantizeWeights, weight_choices
+from edgec.passes.execution import graph_bytes, sqnr_db
 from edgec.passes.weights import constant
 
 
@@ -280,3 +280,18 @@ def test_a_transposed_first_operand_is_refused() -> None:
     )
     result = QuantizeWeights(bits=4).run(model.clone(), graphs.context(model))
     assert result.changed == 0 and "transA" in result.skipped[0].reason
+
+
+def test_matrices_too_wide_for_second_moments_are_clipped_and_named(monkeypatch) -> None:
+    monkeypatch.setattr(weight_choices, "WIDEST", 63)
+    text = "g (float[n, 64] x) => (float[n, 64] y) { y = MatMul (x, w) }"
+    model = graphs.graph(text, {"w": graphs.weight(64, 64)})
+    context = graphs.context(model, calibration=[{"x": graphs.feed(4, 64)}])
+    for method in ("gptq", "awq"):
+        chosen = QuantizeWeights(bits=4, method=method)
+        result = chosen.run(model.clone(), context)
+        assert "moments of more than" in result.findings[1]
+        clip = QuantizeWeights(bits=4, method="clip").run(model.clone(), context)
+        assert graph_bytes(result.model) == graph_bytes(clip.model)
+        again = chosen.run(model.clone(), graphs.context(model, lock=result.decisions))
+        assert graph_bytes(again.model) == graph_bytes(result.model)
