@@ -251,7 +251,7 @@ def _layer(node: ir.Node, goals: dict[str, ir.Node]) -> _Layer:
     zero = np.zeros(1) if zero_point is None else constant(zero_point)
     assert zero is not None
     scale = scale.astype(np.float64).ravel()
-    goal = goals.get(str(node.outputs[0].name))
+    goal = goals.get(str(node.outputs[0].name)) or goals.get(_quantized_name(node.outputs[0]))
     exact = None if goal is None or goal.op_type != node.op_type else constant(goal.inputs[1])
     if goal is None or exact is None or exact.shape != integers.shape:
         raise Refused("the float model has no such layer")
@@ -261,6 +261,15 @@ def _layer(node: ir.Node, goals: dict[str, ir.Node]) -> _Layer:
     if np.linalg.norm(problem.integers - problem.exact) > _SAME * np.linalg.norm(problem.exact):
         raise Refused("its integers are no rounding of the float model's weight")
     return layer
+
+
+def _quantized_name(value: ir.Value) -> str:
+    """The name behind a value's Q/DQ pair: a model's output keeps its own there."""
+    quantize = sole_user(value)
+    pair = (
+        sole_user(quantize.outputs[0]) if is_op(quantize, "QuantizeLinear") and quantize else None
+    )
+    return str(pair.outputs[0].name) if is_op(pair, "DequantizeLinear") and pair else ""
 
 
 def _bias(node: ir.Node) -> tuple[ir.Value | None, Array]:

@@ -216,3 +216,13 @@ def test_rows_are_what_the_convolution_multiplies(attributes, shape):
     weight = weight.reshape(*weight.shape[:2], -1)
     np.testing.assert_allclose(rows.inputs @ weight.swapaxes(1, 2), rows.outputs, atol=1e-5)
     assert rows.outputs.shape[1] == min(50, y.size // y.shape[1])
+
+
+def test_a_convolution_that_makes_the_output_is_fitted_too():
+    text = "g (float[n, 8, 12, 12] x) => (float[n, 8, 10, 10] y) { [c] y = Conv (x, k) }"
+    model = graphs.graph(text, {"k": graphs.weight(8, 8, 3, 3)})
+    data = [{"x": np.abs(graphs.feed(1, 8, 12, 12, seed=i))} for i in range(8)]
+    context = graphs.context(model, calibration=data)
+    chosen = QuantizeStatic(ranges="minmax", rounding="nearest", bias_correction=False)
+    result = Reconstruct().run(chosen.run(model.clone(), context).model, context)
+    assert result.changed and not result.skipped
