@@ -75,6 +75,8 @@ def run_passes(
         given = replace(context, lock=decisions, unquantized=unquantized)
         result = pass_.run(model.clone(), given)
         seconds = time.perf_counter() - started
+        if not locked and _did_nothing(pass_, result):
+            result = replace(result, findings=(_nothing_found(pass_),))
         if _signature(result.model) != signature:
             raise PassError(
                 f"pass '{pass_.name}' changed the model's signature from {signature} to "
@@ -102,6 +104,19 @@ def run_passes(
             )
         )
     return tuple(steps)
+
+
+def _did_nothing(pass_: Pass, result: Result) -> bool:
+    """True if a pass that was asked for left the model alone and said nothing about it."""
+    silent = not (result.changed or result.findings or result.skipped)
+    return silent and pass_.stage not in (Stage.CLEAN, Stage.LOWER)
+
+
+def _nothing_found(pass_: Pass) -> str:
+    return (
+        "it found no place in this model and changed nothing; "
+        f"`edgec passes {pass_.name}` says what it needs"
+    )
 
 
 def layer_noise(

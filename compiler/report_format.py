@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -256,7 +256,7 @@ def trial_rows(report: Report) -> Rows:
     """Head and rows of the recipes that the search tried, in order."""
     rows: list[tuple[str, ...]] = [
         (
-            ", ".join(trial.recipe),
+            _told_apart(trial.recipe),
             str(trial.kept_float),
             size(trial.size_bytes),
             times(trial.speedup) if is_measured(trial.speedup) else NOT_MEASURED,
@@ -267,6 +267,11 @@ def trial_rows(report: Report) -> Rows:
         for trial in report.trials
     ]
     return ("tried", "kept float", "size", "speed", "held-out drop", "SQNR", "outcome"), rows
+
+
+def _told_apart(recipe: Sequence[str]) -> str:
+    """The passes that tell a recipe from others, one a line: not those that every one has."""
+    return ",\n".join(p for p in recipe if p not in ("cleanup", "fuse", "lower")) or "float32"
 
 
 def points(report: Report) -> tuple[Point, ...]:

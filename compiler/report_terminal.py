@@ -202,7 +202,7 @@ def _print_trials(report: Report, console: Console) -> None:
     if report.trials:
         columns, rows = words.trial_rows(report)
         console.print()
-        console.print(table(columns, rows, right=columns[1:-1], wrap=("tried", "outcome")))
+        console.print(table(columns, rows, right=columns[1:-1], wrap=("outcome",)))
 
 
 def _print_kernels(report: Report, console: Console) -> None:
