@@ -126,13 +126,13 @@ class LiteRt:
         signature = self._interpreter.get_signature_runner(keys[0])
         by_name = signature.get_output_details()
         order = sorted(by_name, key=lambda n: int(n.rsplit("_", 1)[-1]))
-        self._outputs = [by_name[name]["index"] for name in order]
+        self._outputs = [by_name[name] for name in order]
         self.names = order
 
     def prepare(self, feeds: Mapping[str, Any]) -> Any:
-        """By position."""
+        """By position; a file with integer inputs gets integers."""
         return [
-            (detail["index"], np.asarray(array, detail["dtype"]))
+            (detail["index"], _quantized(array, detail))
             for detail, array in zip(self._inputs, feeds.values(), strict=True)
         ]
 
@@ -144,8 +144,25 @@ class LiteRt:
         return self._interpreter
 
     def outputs(self, result: Any) -> list[Any]:
-        """Copies of the output tensors."""
-        return [result.get_tensor(index) for index in self._outputs]
+        """Copies of the output tensors, integers as the numbers that they stand for."""
+        return [_dequantized(result.get_tensor(d["index"]), d) for d in self._outputs]
+
+
+def _quantized(array: Any, detail: Mapping[str, Any]) -> Any:
+    """A float array in the type that LiteRT says an input has."""
+    dtype = np.dtype(detail["dtype"])
+    scale, zero_point = detail["quantization"]
+    if not scale or np.asarray(array).dtype.kind != "f":
+        return np.asarray(array, dtype)
+    limits = np.iinfo(dtype)
+    return np.clip(np.rint(array / scale) + zero_point, limits.min, limits.max).astype(dtype)
+
+
+def _dequantized(array: Any, detail: Mapping[str, Any]) -> Any:
+    scale, zero_point = detail["quantization"]
+    if not scale or array.dtype.kind == "f":
+        return array
+    return ((array.astype(np.float32) - zero_point) * scale).astype(np.float32)
 
 
 class ExecuTorch:
