@@ -12,7 +12,7 @@ import pytest
 
 from edgec.passes.contract import Context, Feeds
 from edgec.passes.equivalence import largest_error, padded_variants
-from edgec.passes.execution import graph_bytes
+from edgec.passes.execution import graph_bytes, run_values
 from edgec.passes.lower_attention import lower_attention
 from edgec.passes.lower_norm import lower_norm
 from edgec.passes.matching import bypass_identities
@@ -91,6 +91,18 @@ def test_masked_attention_becomes_one_node_and_computes_the_same_on_padded_batch
     assert result.model.opset_imports == {"": 23}
     onnx.checker.check_model(ir.to_proto(result.model), full_check=True)
     assert largest_error(model, result.model, padded_variants(model, feeds())) < FLOAT_NOISE
+
+
+def test_the_mask_cannot_make_denormals_in_the_exponential():
+    model = attention()
+    lowered = lower_attention(model.clone(), context_for(model)).model
+    node = next(n for n in lowered.graph if n.op_type == "Attention")
+    given = dict(feeds())
+    given["attention_mask"] = np.array([[1, 1, 0, 0, 0, 0]] * 2)
+    ((mask,),) = [v.values() for v in run_values(lowered, [node.inputs[3].name], [given])]
+    assert mask.min() == -60.0  # exp(-60) is a normal float32; of -3.4e38 it is given as 1e-45
+    assert mask.max() == 0.0
+    assert largest_error(model, lowered, [given]) < FLOAT_NOISE
 
 
 def test_a_target_without_standard_attention_gets_multi_head_attention():
