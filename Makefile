@@ -46,7 +46,7 @@ format: .venv/installed
 types: .venv/installed
 	rm -rf .typing
 	mkdir -p .typing/edgec
-	cd .typing/edgec && ln -s $(addprefix ../../,$(SOURCES)) ../../passes ../../targets .
+	cd .typing/edgec && ln -s $(addprefix ../../,$(SOURCES)) ../../compiler/devices ../../passes ../../targets .
 	$(BIN)/mypy
 
 docs: .venv/installed

@@ -11,7 +11,9 @@
     ├── RecipeError               an unknown pass or parameter, or a wrong order
     ├── DataError                 calibration or evaluation data: missing, empty, NaN, shape
     ├── LockError                 the lock file belongs to another model, recipe or target
-    └── OutputError               where the result should be written
+    ├── OutputError               where the result should be written
+    └── DeviceError               a device cannot be installed or reached, or fails a run
+        └── DeviceMissingError    what the device needs has not been installed
 
 The command line prints the message of an EdgecError as one line and exits with code 1
 (2 for usage). A broken promise is no error: the report is written, the exit code is 3.
@@ -30,6 +32,8 @@ from edgec_runtime.errors import (
 __all__ = [
     "BundleError",
     "DataError",
+    "DeviceError",
+    "DeviceMissingError",
     "EdgecError",
     "ExportError",
     "InputError",
@@ -66,3 +70,11 @@ class LockError(EdgecError):
 
 class OutputError(EdgecError):
     """The result cannot be written where it should go."""
+
+
+class DeviceError(EdgecError):
+    """A device cannot be installed or reached, or it fails while it runs a bundle."""
+
+
+class DeviceMissingError(DeviceError):
+    """What the device needs has not been installed; the message says how to get it."""

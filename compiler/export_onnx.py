@@ -12,6 +12,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from edgec.errors import SourceError
+from edgec.lint import lint_model
 
 _IR_VERSION = 4  # from here on initializers need not be inputs
 
@@ -30,6 +31,7 @@ def load_onnx(path: pathlib.Path) -> ir.Model:
         raise SourceError(f"{path}: {reason}") from error
     if not len(model.graph) or not model.graph.outputs:
         raise SourceError(f"{path}: not an ONNX file, or a graph without nodes")
+    lint_model(model, str(path))
     _check_weights_files(model, path)
     try:
         onnx.checker.check_model(str(path))

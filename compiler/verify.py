@@ -11,10 +11,12 @@ import edgec_runtime
 from edgec.data import open_data
 from edgec.errors import DataError, SourceError
 from edgec.evaluate import Judgement, judge_outputs
+from edgec.lint import lint_bundle
 from edgec.metrics import load_metric
 from edgec.promise import Limits, judge
 from edgec.report import Promise
 from edgec.runners import bundle_input_specs, open_runner, reference_beside
+from edgec_runtime.bundle import read_bundle
 from edgec_runtime.golden import SelfTest
 
 
@@ -94,6 +96,7 @@ def verify_bundle(
     if evaluation is None and (metric is not None or max_drop is not None or against is not None):
         raise DataError("there is nothing to compare on; give --evaluation DATA")
     model = edgec_runtime.load(path, check="full", any_target=any_target)
+    lint_bundle(read_bundle(path))
     tested = model.self_test()
     judgement = None
     if evaluation is not None:

@@ -1,4 +1,4 @@
-"""Reads target files: TOML -> ``Target``, refusing what the schema does not know."""
+"""Reads target files and device profiles: TOML -> dataclasses, refusing unknown keys."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
+from edgec.targets.profile import Environment, Profile
 from edgec.targets.schema import Target
 from edgec_runtime.errors import EdgecError, suggestion
+
+T = TypeVar("T")
 
 _FOLDER = pathlib.Path(__file__).parent
 _KINDS = {str: "text", int: "a whole number", bool: "true or false"}
@@ -33,30 +36,61 @@ def load_target(name_or_path: str | pathlib.Path) -> Target:
     """
     text = str(name_or_path)
     if text in target_names():
-        return _read(_FOLDER / f"{text}.toml")
+        return _read(Target, _FOLDER / f"{text}.toml")
     if text.endswith(".toml"):
-        return _read(pathlib.Path(text))
+        return _read(Target, pathlib.Path(text))
     raise TargetError(
         f"unknown target '{text}'{suggestion(text, target_names())}; "
         f"the targets are {', '.join(target_names())}, or a path to a .toml file"
     )
 
 
-def _read(path: pathlib.Path) -> Target:
+def profile_names() -> list[str]:
+    """Names of the shipped device profiles, sorted."""
+    return sorted(path.stem for path in (_FOLDER / "profiles").glob("*.toml"))
+
+
+def load_profile(name_or_path: str | pathlib.Path) -> Profile:
+    """The device profile of that name, or the one that a TOML file describes.
+
+    Raises TargetError if there is no such profile or the file has a mistake.
+    """
+    text = str(name_or_path)
+    if text in profile_names():
+        return _read(Profile, _FOLDER / "profiles" / f"{text}.toml", "profile")
+    if text.endswith(".toml"):
+        return _read(Profile, pathlib.Path(text), "profile")
+    raise TargetError(
+        f"unknown device '{text}'{suggestion(text, profile_names())}; `edgec devices` lists "
+        "them; a path to a .toml file, ssh://user@host and adb: are understood, too"
+    )
+
+
+def load_environment(name: str) -> Environment:
+    """What has to be fetched for the profiles that name this environment."""
+    path = _FOLDER / "environments" / f"{name}.toml"
+    if not path.is_file():
+        known = sorted(p.stem for p in path.parent.glob("*.toml"))
+        raise TargetError(f"unknown environment '{name}'{suggestion(name, known)}")
+    return _read(Environment, path, "environment")
+
+
+def _read(cls: type[T], path: pathlib.Path, what: str = "target") -> T:
+    where = f"{what} file {path}"
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise TargetError(f"target file {path}: {error.strerror or error}") from error
+        raise TargetError(f"{where}: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise TargetError(f"target file {path}: not valid TOML: {error}") from error
-    target = _build(Target, table, f"target file {path}")
-    assert isinstance(target, Target)
-    if not target.name or any(c in target.name for c in "/\\ "):
+        raise TargetError(f"{where}: not valid TOML: {error}") from error
+    made = _build(cls, table, where)
+    assert isinstance(made, cls)
+    name = table["name"]
+    if not name or any(c in name for c in "/\\ "):
         raise TargetError(
-            f"target file {path}: name '{target.name}' becomes part of a file name; "
-            "use letters, digits and '-'"
+            f"{where}: name '{name}' becomes part of a file name; use letters, digits and '-'"
         )
-    return target
+    return made
 
 
 def _build(cls: type, table: Mapping[str, Any], where: str) -> object:
@@ -85,6 +119,12 @@ def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
             raise TargetError(f"{where}: '{key}' must be a table")
         return _build(hint, value, f"{where} [{key}]")
     if origin is tuple:
+        item = typing.get_args(hint)[0]
+        if dataclasses.is_dataclass(item):
+            if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
+                raise TargetError(f"{where}: '{key}' must be a list of tables ([[{key}]])")
+            assert isinstance(item, type)
+            return tuple(_build(item, v, f"{where} [[{key}]]") for v in value)
         if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
             raise TargetError(f"{where}: '{key}' must be a list of strings")
         return tuple(value)

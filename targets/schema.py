@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+Arch = Literal["x86_64", "arm64", "armhf", "riscv64", "wasm32"]
 IntegerType = Literal["uint8", "int8"]
 ActivationType = Literal["uint8", "int8", "uint16", "int16"]  # 16 bits: for NPUs, from opset 21
 
@@ -76,7 +77,7 @@ class Target:
 
     name: str  # also the bundle's suffix: model.NAME.edgec
     description: str  # one line for people
-    arch: Literal["x86_64", "arm64", "armhf", "riscv64", "wasm32"]  # instruction set
+    arch: Arch  # instruction set
     os: tuple[str, ...]  # linux, windows, macos, android, ios, browser
     features: tuple[str, ...]  # CPU features that the artifact is built for
     onnxruntime: str  # version range of the runtime on the device
@@ -88,3 +89,4 @@ class Target:
     session: Session = field(default_factory=Session)
     int4: Int4 = field(default_factory=Int4)
     float16: Float16 = field(default_factory=Float16)
+    devices: tuple[str, ...] = ()  # device profiles that a build verifies on where installed

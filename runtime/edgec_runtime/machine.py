@@ -34,7 +34,7 @@ _SYSTEMS = {
     "ios": "ios",
     "emscripten": "browser",
 }
-_X86_FLAGS = {  # /proc/cpuinfo -> feature
+X86_FLAGS = {  # /proc/cpuinfo -> feature
     "avx2": "avx2",
     "fma": "fma",
     "avx512f": "avx512",
@@ -108,7 +108,7 @@ def _linux_x86_features() -> set[str]:
         return set()
     for line in text.splitlines():
         if line.startswith("flags"):
-            return {_X86_FLAGS[flag] for flag in line.split() if flag in _X86_FLAGS}
+            return {X86_FLAGS[flag] for flag in line.split() if flag in X86_FLAGS}
     return set()
 
 

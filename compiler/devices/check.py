@@ -1,0 +1,226 @@
+"""Runs a bundle on devices and judges it there: against the reference, and against itself here.
+
+By metric and not by bits: CPUs round integers differently (33 to 40 dB between x86 and ARM),
+while a kernel that saturates or a layout of another CPU costs far more. So a bundle passes
+on a device if its self-test passes there and if it is not noisier against the float32
+reference than on this machine, by more than ``MAX_LOSS_DB``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+import edgec_runtime
+from edgec.data import Sample, open_data
+from edgec.devices.connect import open_device
+from edgec.devices.job import Device, Job, Outcome
+from edgec.errors import DeviceError, DeviceMissingError, TargetMismatchError
+from edgec.evaluate import Judgement, judge_outputs
+from edgec.lint import lint_bundle
+from edgec.runners import bundle_input_specs, open_runner, reference_beside
+from edgec.targets import Profile
+from edgec_runtime import golden
+from edgec_runtime.bundle import Bundle, read_bundle
+
+Array = np.ndarray[Any, Any]
+Progress = Callable[[str, int, int], None]
+
+MAX_LOSS_DB = 3.0  # more than rounding costs, less than half of what saturation does
+ENOUGH_DB = 40.0  # noise below which a loss does not count: CPUs differ by as much
+DEFAULT_SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """What became of a bundle on one device.
+
+    status: "skipped" if the device cannot be used on this machine, "refused" if the bundle is
+    not for it or does not run there, "failed" if its answers are wrong. reason: why.
+    judgement: against the reference on the device's outputs; here: on this machine's.
+    """
+
+    device: str
+    status: Literal["passed", "failed", "refused", "skipped"]
+    reason: str = ""
+    self_test: golden.SelfTest | None = None
+    judgement: Judgement | None = None
+    here: Judgement | None = None
+    of_samples: int = 0  # size of the set that the samples were taken from
+    outcome: Outcome | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """JSON data."""
+        facts: dict[str, Any] = {"device": self.device, "status": self.status}
+        if self.reason:
+            facts["reason"] = self.reason
+        if self.self_test is not None:
+            facts["self_test"] = {
+                "passed": self.self_test.passed,
+                "sqnr_db": round(self.self_test.sqnr_db, 1),
+                "min_sqnr_db": self.self_test.min_sqnr_db,
+            }
+        if self.judgement is not None and self.here is not None:
+            facts |= {
+                "samples": self.judgement.samples,
+                "of_samples": self.of_samples,
+                "agreement": self.judgement.agreement,
+                "agreement_here": self.here.agreement,
+                "agreement_rule": self.judgement.rule,
+                "sqnr_db": round(self.judgement.sqnr_db, 2),
+                "sqnr_here_db": round(self.here.sqnr_db, 2),
+            }
+        if self.outcome is not None:
+            facts |= {"onnxruntime": self.outcome.onnxruntime, "features": self.outcome.features}
+            if self.outcome.counts is not None:
+                facts["instructions"] = dict(self.outcome.counts)
+        return facts
+
+
+def verify_on(
+    path: pathlib.Path,
+    devices: Sequence[str],
+    *,
+    against: str | None = None,
+    evaluation: Any | None = None,
+    samples: int = DEFAULT_SAMPLES,
+    any_target: bool = False,
+    progress: Progress = lambda what, done, total: None,
+) -> tuple[OnDevice, ...]:
+    """Run a bundle on every device and judge it there.
+
+    against: an .onnx file or a bundle; by default the reference that the build left beside
+    the bundle; without one, the device is compared with this machine. evaluation: data to
+    take ``samples`` from, evenly; the bundle's golden sample alone without it.
+    any_target: also run a bundle that was built for other devices.
+    Raises EdgecError if the bundle is damaged or the data is wrong; what goes wrong on a
+    device is in its verdict.
+    """
+    bundle = read_bundle(path, check="full")
+    lint_bundle(bundle)
+    feeds, of_samples = _feeds(bundle, evaluation, samples)
+    expected = _Expected.compute(bundle, feeds, against)
+    verdicts = []
+    for name in devices:
+        progress(f"verify on {name}", 0, 1)
+        verdicts.append(_verify_one(bundle, name, expected, of_samples, any_target))
+        progress(f"verify on {name}", 1, 1)
+    return tuple(verdicts)
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """The feeds, golden inputs first, and what the reference and this machine give for them."""
+
+    feeds: tuple[Mapping[str, Array], ...]
+    reference: tuple[Mapping[str, Array], ...]
+    here: tuple[Mapping[str, Array], ...]
+    classifier: str | None
+
+    @classmethod
+    def compute(
+        cls, bundle: Bundle, feeds: Sequence[Mapping[str, Array]], against: str | None
+    ) -> _Expected:
+        model = edgec_runtime.load(bundle.path, threads=1, any_target=True)
+        every = (model.golden_inputs(), *feeds)
+        here = tuple(model(**given) for given in every)
+        beside = pathlib.Path(against) if against is not None else reference_beside(bundle.path)
+        reference = here
+        if beside is not None:
+            run = open_runner(beside, bundle.manifest, threads=1)
+            reference = tuple(run(given) for given in every)
+        rule = str(bundle.manifest.results.get("agreement_rule", ""))
+        floats = [v.name for v in model.outputs if v.dtype.startswith("float")]
+        classifier = floats[0] if rule == "same argmax" and len(floats) == 1 else None
+        return cls(every, reference, here, classifier)
+
+    def judged(self, outputs: Sequence[Mapping[str, Array]]) -> Judgement:
+        """Outputs for all feeds against the reference; the golden sample only if it is alone."""
+        first = 1 if len(self.feeds) > 1 else 0
+        expected, actual = iter(self.reference[first:]), iter(outputs[first:])
+        return judge_outputs(
+            lambda feeds: next(expected),
+            lambda feeds: next(actual),
+            [Sample(given, {}) for given in self.feeds[first:]],
+            classifier=self.classifier,
+        )
+
+
+def _verify_one(
+    bundle: Bundle, name: str, expected: _Expected, of_samples: int, any_target: bool
+) -> OnDevice:
+    try:
+        with open_device(name) as device:
+            if not any_target:
+                check_fits(bundle, device.profile)
+            outcome = _run(device, bundle, expected)
+    except DeviceMissingError as error:
+        return OnDevice(name, "skipped", str(error))
+    except (TargetMismatchError, DeviceError) as error:
+        return OnDevice(name, "refused", str(error))
+    [entry, *_] = bundle.manifest.golden
+    tested = golden.judge(entry, bundle.read(entry.outputs_file), outcome.outputs[0])
+    judgement, here = expected.judged(outcome.outputs), expected.judged(expected.here)
+    reason = _wrong(name, tested, judgement, here)
+    status: Literal["passed", "failed"] = "failed" if reason else "passed"
+    return OnDevice(name, status, reason, tested, judgement, here, of_samples, outcome)
+
+
+def _run(device: Device, bundle: Bundle, expected: _Expected) -> Outcome:
+    return device.run(Job(bundle=bundle.path, feeds=expected.feeds, count=device.profile.counts))
+
+
+def check_fits(bundle: Bundle, profile: Profile) -> None:
+    """Raise TargetMismatchError if the bundle was built for other devices than this one.
+
+    A CPU feature that the device lacks is no mismatch where the bundle says what changes
+    without it (``session.without``).
+    """
+    target = bundle.manifest.target
+    if target.arch != profile.arch or not set(target.os) & set(profile.os):
+        raise TargetMismatchError(
+            f"bundle {bundle.path}: built for {target.name} ({target.arch}; "
+            f"{', '.join(target.os)}), device {profile.name} is {profile.arch} on "
+            f"{', '.join(profile.os)}; build it for that device, or give --any-target"
+        )
+    provided = {*profile.features, *bundle.manifest.session.without}
+    lacking = sorted(set(target.features) - provided)
+    if lacking:
+        raise TargetMismatchError(
+            f"bundle {bundle.path}: built for {target.name}, whose CPUs have "
+            f"{', '.join(target.features)}; device {profile.name} lacks {', '.join(lacking)}; "
+            "build it for a target without, or give --any-target to run it slower"
+        )
+
+
+def _wrong(name: str, tested: golden.SelfTest, judgement: Judgement, here: Judgement) -> str:
+    """Why the answers on a device do not pass; empty if they do."""
+    if not tested.passed:
+        failed = [f"output '{v.name}': {v.reason}" for v in tested.outputs if not v.passed]
+        return f"device {name}: the self-test failed: {'; '.join(failed)}"
+    floor = min(here.sqnr_db - MAX_LOSS_DB, ENOUGH_DB)
+    if judgement.sqnr_db < floor:
+        return (
+            f"device {name}: SQNR {judgement.sqnr_db:.1f} dB against {here.sqnr_db:.1f} dB on "
+            f"this machine; the device computes something else (int8 sums that saturate without "
+            "VNNI?); build with int8.reduce_range or uint8 weights, e.g. for a target of that CPU"
+        )
+    return ""
+
+
+def _feeds(
+    bundle: Bundle, evaluation: Any | None, samples: int
+) -> tuple[tuple[Mapping[str, Array], ...], int]:
+    """Evenly spaced samples of the evaluation set, and the size of the set."""
+    if evaluation is None:
+        return (), 1
+    data = open_data(evaluation, bundle_input_specs(bundle.manifest), "evaluation")
+    total = len(data)
+    wanted = {i * total // min(samples, total) for i in range(min(samples, total))}
+    chosen = [feeds for i, feeds in enumerate(itertools.islice(data, total)) if i in wanted]
+    return tuple(chosen), total

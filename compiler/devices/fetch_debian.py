@@ -1,0 +1,131 @@
+"""Fetches packages of Debian and unpacks them into a folder; nothing is installed, no root.
+
+The user's own apt is used as configured: its sources say where to fetch from, its proxies and
+credentials apply, and it checks every package against the signed index. For another
+architecture or release, apt gets a state of its own beside the downloads, in which nothing is
+installed, so that it brings all dependencies.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import subprocess
+from collections.abc import Sequence
+
+from edgec.errors import DeviceError
+from edgec.targets import Debian
+
+_MERGED = ("bin", "sbin", "lib")  # links into usr/ of a Debian root
+_FORMAT = "$(REPO_URI)|$(RELEASE)|$(SIGNED_BY)|$(COMPONENT)"
+
+
+def fetch_debian(wanted: Debian, downloads: pathlib.Path) -> list[pathlib.Path]:
+    """The .deb files of the packages, in ``downloads``.
+
+    With an architecture: all that they depend on, too. Raises DeviceError.
+    """
+    for tool in ("apt-get", "dpkg-deb", "tar"):
+        if shutil.which(tool) is None:
+            raise DeviceError(f"there is no {tool} on this machine; it needs Debian or Ubuntu")
+    if not wanted.architecture:
+        return [_download(package, downloads) for package in wanted.packages]
+    root = downloads / f"apt-{wanted.suite}-{wanted.architecture}"
+    options = _private_apt(root, wanted)
+    if not (root / "updated").is_file():
+        _run(["apt-get", *options, "-qq", "update"], f"Debian {wanted.suite}")
+        (root / "updated").touch()
+    command = ["apt-get", *options, "-qq", "-y", "-d", "--no-install-recommends", "install"]
+    _run([*command, *wanted.packages], f"Debian {wanted.suite} {wanted.architecture}")
+    return sorted((root / "archives").glob("*.deb"))
+
+
+def unpack_debian(archives: Sequence[pathlib.Path], folder: pathlib.Path) -> None:
+    """Unpack .deb files into one root, in which /bin, /sbin and /lib are links into /usr."""
+    for name in _MERGED:
+        (folder / "usr" / name).mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(f"usr/{name}")
+    for archive in archives:
+        with subprocess.Popen(
+            ["dpkg-deb", "--fsys-tarfile", str(archive)], stdout=subprocess.PIPE
+        ) as reader:
+            unpack = ["tar", "-x", "--keep-directory-symlink", "--no-same-owner", "-C", str(folder)]
+            done = subprocess.run(unpack, stdin=reader.stdout, stderr=subprocess.PIPE, text=True)
+        if done.returncode or reader.returncode:
+            raise DeviceError(f"{archive.name} cannot be unpacked: {_last(done.stderr)}")
+
+
+def _download(package: str, downloads: pathlib.Path) -> pathlib.Path:
+    """One package for this machine, without what it depends on."""
+    folder = downloads / package
+    folder.mkdir(parents=True, exist_ok=True)
+    if not any(folder.glob("*.deb")):
+        _run(["apt-get", "-qq", "download", package], f"package {package}", folder)
+    return max(folder.glob("*.deb"))
+
+
+def _private_apt(root: pathlib.Path, wanted: Debian) -> list[str]:
+    """Options for an apt that knows the user's servers and an empty system."""
+    for name in ("state/lists/partial", "archives/partial", "log"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    (root / "status").touch()
+    uri, keys = _server()
+    lines = [
+        "Types: deb",
+        f"URIs: {uri}",
+        f"Suites: {wanted.suite}",
+        "Components: main",
+        f"Architectures: {wanted.architecture}",
+        *([f"Signed-By: {keys}"] if keys else []),
+    ]
+    (root / "debian.sources").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    settings = {
+        "APT::Architecture": wanted.architecture,
+        "APT::Architectures": wanted.architecture,
+        "APT::Default-Release": "",
+        "APT::Sandbox::User": "root" if os.geteuid() == 0 else "",
+        "Dir::State": root / "state",
+        "Dir::State::status": root / "status",
+        "Dir::Cache": root,
+        "Dir::Cache::archives": root / "archives",
+        "Dir::Etc::sourcelist": root / "debian.sources",
+        "Dir::Etc::sourceparts": "-",
+        "Dir::Etc::preferences": "-",
+        "Dir::Etc::preferencesparts": "-",
+        "Dir::Log": root / "log",
+        "Binary::apt-get::APT::Keep-Downloaded-Packages": "true",
+        "APT::Keep-Downloaded-Packages": "true",
+        "DPkg::Post-Invoke": "",
+        "APT::Update::Post-Invoke": "",
+    }
+    configuration = root / "apt.conf"
+    text = "".join(f'{key} "{value}";\n' for key, value in settings.items() if value != "")
+    # hooks of the system tidy its own caches; here they would remove what was downloaded
+    text = "#clear DPkg::Post-Invoke;\n#clear APT::Update::Post-Invoke;\n" + text
+    configuration.write_text(text, encoding="utf-8")
+    return ["-c", str(configuration), "-o", f"Dir::Etc::sourcelist={root / 'debian.sources'}"]
+
+
+def _server() -> tuple[str, str]:
+    """URI and keyring of Debian's main archive, as this machine's own sources state them."""
+    listed = _run(["apt-get", "indextargets", "--format", _FORMAT], "apt's sources")
+    for line in sorted(set(listed.splitlines())):
+        uri, release, keys, component = (line.split("|") + ["", "", ""])[:4]
+        if component == "main" and "security" not in release and "security" not in uri:
+            return uri, keys if keys.startswith("/") else ""  # old apt does not tell
+    raise DeviceError(
+        "apt on this machine has no source with the component 'main'; add one of Debian "
+        "(sources.list) and run apt-get update"
+    )
+
+
+def _run(command: Sequence[str], what: str, folder: pathlib.Path | None = None) -> str:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        raise DeviceError(f"{what} cannot be fetched: {_last(done.stderr)} (apt-get update first?)")
+    return done.stdout
+
+
+def _last(text: str) -> str:
+    return (text.strip().splitlines() or ["no reason was given"])[-1]

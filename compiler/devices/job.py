@@ -1,0 +1,145 @@
+"""What is run on a device, and what came back: a job and its outcome, as files in a folder."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+
+import edgec_runtime
+from edgec.devices import guest
+from edgec.errors import DataError, DeviceError
+from edgec.targets import Profile
+
+Array = np.ndarray[Any, Any]
+
+BUNDLE = "model.edgec"
+RUNTIME = "runtime.zip"  # edgec_runtime, for a Python that has none
+GUEST = "guest.py"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One bundle and the feeds to run it on, by input name.
+
+    repeats: timed calls with the first feeds. count: mark one warm call with the first feeds
+    for a counter of executed instructions. threads: 0 lets ONNX Runtime choose.
+    """
+
+    bundle: pathlib.Path
+    feeds: Sequence[Mapping[str, Array]]
+    threads: int = 1
+    repeats: int = 0
+    count: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a device gave: outputs by name for each of the job's feeds.
+
+    arch, os, features: as the device itself tells. latency_ms: of the repeats.
+    counts: executed instructions of one warm call by class, None where they are not counted.
+    """
+
+    outputs: tuple[Mapping[str, Array], ...]
+    onnxruntime: str
+    arch: str
+    os: str
+    features: tuple[str, ...]
+    providers: tuple[str, ...]
+    load_ms: float
+    latency_ms: tuple[float, ...]
+    counts: Mapping[str, int] | None = None
+
+
+class Device(Protocol):
+    """A device that is ready to run jobs; leaving it as a context gives back what it holds."""
+
+    @property
+    def profile(self) -> Profile:
+        """What the device is."""
+        ...
+
+    def run(self, job: Job) -> Outcome:
+        """Run a job. Raises DeviceError if the device fails, EdgecError if the model does."""
+        ...
+
+    def __enter__(self) -> Device:
+        """The device."""
+        ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close connections, end processes and remove temporary files."""
+        ...
+
+
+def write_job(job: Job, folder: pathlib.Path) -> None:
+    """Lay the job out in a folder: bundle, feeds and job.json.
+
+    Raises DataError for feeds that no file of arrays can hold (strings).
+    """
+    shutil.copyfile(job.bundle, folder / BUNDLE)
+    arrays = guest.numbered(job.feeds)
+    try:
+        guest.write_tensors(folder / guest.FEEDS, arrays)
+    except KeyError as error:
+        raise DataError(
+            f"bundle {job.bundle}: it has inputs of dtype {error}, which cannot be sent to a "
+            "device; verify it on this machine"
+        ) from error
+    table = {
+        "bundle": BUNDLE,
+        "samples": len(job.feeds),
+        "threads": job.threads,
+        "repeats": job.repeats,
+        "count": job.count,
+    }
+    (folder / guest.JOB).write_text(json.dumps(table), encoding="utf-8")
+
+
+def write_guest(folder: pathlib.Path) -> None:
+    """Put the guest program and the runtime that it imports beside the job."""
+    shutil.copyfile(guest.__file__, folder / GUEST)
+    package = pathlib.Path(edgec_runtime.__file__).parent
+    with zipfile.ZipFile(folder / RUNTIME, "w") as archive:
+        for file in sorted(package.glob("*.py")):
+            archive.write(file, f"{package.name}/{file.name}")
+
+
+def read_outcome(job: Job, folder: pathlib.Path, profile: Profile, log: str = "") -> Outcome:
+    """The outcome that a device left in the folder.
+
+    log: what the device printed, for the error. Raises DeviceError if there is none, or if
+    the device could not run the bundle.
+    """
+    where = f"device {profile.name}"
+    try:
+        table = json.loads((folder / guest.OUTCOME).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        last = (log.strip().splitlines() or ["it printed nothing"])[-1]
+        raise DeviceError(f"{where}: the run ended without an outcome: {last}") from error
+    if "error" in table:
+        raise DeviceError(f"{where}: {table['error']}")
+    arrays = guest.read_tensors(folder / guest.OUTPUTS)
+    return Outcome(
+        outputs=guest.by_sample(arrays, len(job.feeds)),
+        onnxruntime=table["onnxruntime"],
+        arch=table["arch"],
+        os=table["os"],
+        features=tuple(table["features"]),
+        providers=tuple(table["providers"]),
+        load_ms=float(table["load_ms"]),
+        latency_ms=tuple(float(value) for value in table["latency_ms"]),
+    )

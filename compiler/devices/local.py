@@ -1,0 +1,127 @@
+"""Devices that run Python on this machine: as it is, under an emulator, or another Python."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+
+from edgec.devices.job import GUEST, RUNTIME, Job, Outcome, read_outcome, write_guest, write_job
+from edgec.errors import DeviceError
+from edgec.machine import this_machine
+from edgec.targets import Profile
+
+# OpenBLAS's choice for this CPU may need instructions that the other one lacks
+_DROPPED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "LD_PRELOAD", "PYTHONHOME", "PYTHONPATH")
+_TIMEOUT_S = 3600.0
+
+
+class LocalPython:
+    """Runs ``command guest.py FOLDER`` for every job, in a folder that is removed afterwards.
+
+    command: the Python interpreter with what goes before it. path: folders for PYTHONPATH.
+    held: closed when the device is left.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        command: Sequence[str],
+        *,
+        path: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        held: contextlib.ExitStack | None = None,
+    ) -> None:
+        """Nothing is started yet."""
+        self.profile = profile
+        self._command = tuple(command)
+        self._path = tuple(path)
+        self._environment = dict(environment or {})
+        self._held = held or contextlib.ExitStack()
+
+    def run(self, job: Job) -> Outcome:
+        """Run a job. Raises DeviceError if the process fails."""
+        with tempfile.TemporaryDirectory(prefix="edgec-") as name:
+            folder = pathlib.Path(name)
+            write_job(job, folder)
+            write_guest(folder)
+            search = os.pathsep.join([str(folder / RUNTIME), *self._path])
+            environment = {**clean_environment(), "PYTHONPATH": search, **self._environment}
+            command = [*self._command, str(folder / GUEST), str(folder)]
+            log = execute(command, environment, self.profile.name)
+            return read_outcome(job, folder, self.profile, log)
+
+    def __enter__(self) -> LocalPython:
+        """The device."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Remove what was made for the device."""
+        self._held.close()
+
+
+def open_native() -> LocalPython:
+    """This machine, in a process of its own."""
+    machine = this_machine()
+    profile = Profile(
+        name="native",
+        description="this machine, in a process of its own",
+        arch=machine.arch,  # type: ignore[arg-type]
+        os=(machine.os,),
+        features=tuple(sorted(machine.features)),
+        runner="native",
+    )
+    paths = [entry for entry in sys.path if entry]
+    return LocalPython(profile, [sys.executable], path=paths)
+
+
+def clean_environment() -> dict[str, str]:
+    """This environment for a program of another CPU, silent and with one OpenMP thread."""
+    kept = {name: value for name, value in os.environ.items() if name not in _DROPPED}
+    return {**kept, "ORT_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
+
+
+def execute(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    device: str,
+    timeout_s: float = _TIMEOUT_S,
+) -> str:
+    """Run a program to its end; what it printed on standard error.
+
+    The exit code is not judged: a guest says in its outcome what went wrong.
+    Raises DeviceError if the program cannot be started, takes too long or is killed.
+    """
+    try:
+        done = subprocess.run(
+            list(command),
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout_s,
+        )
+    except OSError as error:
+        raise DeviceError(
+            f"device {device}: {command[0]} cannot be started: {error.strerror or error}"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise DeviceError(f"device {device}: no answer within {timeout_s:.0f} s") from error
+    log = done.stderr.decode("utf-8", "replace")
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        last = (log.strip().splitlines() or ["it printed nothing"])[-1]
+        raise DeviceError(
+            f"device {device}: {pathlib.Path(command[0]).name} died of {name}: {last}"
+        )
+    return log
