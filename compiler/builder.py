@@ -16,6 +16,7 @@ import edgec
 from edgec import recipe as recipes
 from edgec.bench import Timing
 from edgec.coverage import measure_coverage
+from edgec.devices.after_build import devices_to_verify_on, verify_built
 from edgec.emit import check_model, emit, lay_out, make_manifest, save_reference
 from edgec.evaluate import Judgement
 from edgec.export import Exported, check_parity, export
@@ -60,6 +61,7 @@ def build(
     version: int = 1,
     search_minutes: float = 10.0,
     keep_reference: bool = True,
+    verify: bool | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Report:
     """Build one bundle for one target, judge it, and write bundle, lock and report.
@@ -71,7 +73,8 @@ def build(
     recipe, seed and version.
     threads: of the latency measurement. version: release counter in the manifest.
     search_minutes: time after which no further recipe or choice of float layers is tried for
-    the limits; the best so far is built.
+    the limits; the best so far is built. verify: run the bundle on the target's devices;
+    None: on those that are installed.
 
     Returns the report; ``report.kept`` is False if a promise is broken. Raises EdgecError,
     and leaves nothing behind, if the bundle cannot be built.
@@ -89,6 +92,7 @@ def build(
         recipes.with_settings(recipes.load_recipe(recipe), settings)
     recipes.check_settings(settings)
     places = plan(pathlib.Path(output), given.name, device.name)
+    to_verify_on, not_verified = devices_to_verify_on(device, verify)
 
     progress("export", 0, 1)
     exported = export(given, device)
@@ -183,6 +187,8 @@ def build(
 
         report = _report(given, device, found, layers, judgement, inputs, parity, exported)
         report = _with_latency(report, timings, machine)
+        if not_verified:
+            report = replace(report, findings=(*report.findings, not_verified))
         coverage = measure_coverage(final, inputs.checks[0], device.session, threads)
         size_bytes = file.stat().st_size
         report = replace(
@@ -214,6 +220,9 @@ def build(
             golden=golden.to_plain(),
             results=results,
         )
+        if to_verify_on:
+            results, kept = verify_built(file, exported.model, to_verify_on, inputs, progress)
+            report = replace(report, devices=results, promises=report.promises + kept)
         _write(folder, places, lock_file, report)
         if keep_reference:
             save_reference(exported.model, folder / places.reference.name)

@@ -52,6 +52,7 @@ class Job:
     version: int = 1
     search_minutes: float = 10.0
     keep_reference: bool = True
+    verify: bool | None = None
 
     def run(self, progress: Callable[[str, int, int], None]) -> Report:
         """Build it."""
@@ -73,6 +74,7 @@ class Job:
             version=self.version,
             search_minutes=self.search_minutes,
             keep_reference=self.keep_reference,
+            verify=self.verify,
             progress=progress,
         )
 
@@ -137,6 +139,7 @@ def jobs_from_options(source: str | None, options: Mapping[str, Any]) -> tuple[J
             version=options["release"],
             search_minutes=options["search_minutes"],
             keep_reference=options["reference"],
+            verify=options["verify"],
         )
         for target in targets
     )

@@ -132,7 +132,12 @@ def default_recipes(target: Target, model: ir.Model, calibrated: bool) -> list[t
 
 
 def model_kind(model: ir.Model) -> ModelKind:
-    """What most of the weight bytes serve: convolutions, matrix products or recurrences."""
+    """What most of the weight bytes serve: convolutions, matrix products or recurrences.
+
+    Recurrences decide from a third of the bytes: they carry the noise of integer layers in
+    front of them from step to step (silero-vad: mean absolute error .024 with static int8,
+    .001 with ranges taken at run time).
+    """
     shares = {"convolutional": 0, "transformer": 0, "recurrent": 0}
     kinds = {
         "Conv": "convolutional",
@@ -149,10 +154,12 @@ def model_kind(model: ir.Model) -> ModelKind:
             tensor = ir.convenience.get_const_tensor(value) if value is not None else None
             if tensor is not None and kind is not None:
                 shares[kind] += tensor.nbytes
+    if shares["recurrent"] * 3 >= sum(shares.values()) > 0:
+        return "recurrent"
     # a classifier's head belongs to its convolutions: they decide from a fifth of the bytes
     if shares["convolutional"] * 5 >= sum(shares.values()) > 0:
         return "convolutional"
-    return "recurrent" if shares["recurrent"] > shares["transformer"] else "transformer"
+    return "transformer"
 
 
 def check_order(passes: tuple[Pass, ...]) -> tuple[Pass, ...]:

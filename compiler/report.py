@@ -165,6 +165,23 @@ class Coverage:
 
 
 @dataclass(frozen=True)
+class OnDeviceResult:
+    """What a run on a device gave, beside the same run on this machine.
+
+    instructions: executed in one warm call, by class; None where they are not counted.
+    """
+
+    device: str
+    status: str
+    reason: str
+    samples: int
+    agreement: float | None
+    sqnr_db: float | None
+    sqnr_here_db: float | None
+    instructions: Mapping[str, int] | None = None
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that a build measured and decided.
 
@@ -193,6 +210,7 @@ class Report:
     layers: tuple[Layer, ...] = ()
     trials: tuple[Trial, ...] = ()
     coverage: Coverage | None = None
+    devices: tuple[OnDeviceResult, ...] = ()
     promises: tuple[Promise, ...] = ()
     findings: tuple[str, ...] = ()
     bundle_path: str = ""

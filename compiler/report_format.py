@@ -140,7 +140,9 @@ def limit_and_value(promise: Promise) -> tuple[str, str]:
     """
     sign = {"max": "<= ", "min": ">= "}.get(promise.name.lstrip("-")[:3], "")
     value = promise.value
-    if not is_measured(value) or not is_measured(promise.limit):
+    if not is_measured(promise.limit):
+        return "", number(value)
+    if not is_measured(value):
         return sign + number(promise.limit), number(value)
     for digits in range(4, 18):
         limit_text, value_text = f"{promise.limit:.{digits}g}", f"{value:.{digits}g}"

@@ -8,9 +8,9 @@ reference than on this machine, by more than ``MAX_LOSS_DB``.
 
 from __future__ import annotations
 
-import itertools
+import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,7 +33,6 @@ Progress = Callable[[str, int, int], None]
 
 MAX_LOSS_DB = 3.0  # more than rounding costs, less than half of what saturation does
 ENOUGH_DB = 40.0  # noise below which a loss does not count: CPUs differ by as much
-DEFAULT_SAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -82,33 +81,55 @@ class OnDevice:
         return facts
 
 
+@dataclass(frozen=True)
+class Samples:
+    """Feeds to run on a device. of: the size of the set that they were taken from."""
+
+    feeds: tuple[Mapping[str, Array], ...]
+    of: int
+
+
+def open_samples(path: pathlib.Path, evaluation: Any | None, count: int) -> Samples | None:
+    """Samples of evaluation data for a bundle, evenly spaced; None without data."""
+    if evaluation is None:
+        return None
+    specs = bundle_input_specs(read_bundle(path).manifest)
+    data = open_data(evaluation, specs, "evaluation")
+    return evenly(data, len(data), count)
+
+
+def evenly(feeds: Iterable[Mapping[str, Array]], total: int, count: int) -> Samples:
+    """``count`` of ``total`` feeds, evenly spaced; all where there are fewer."""
+    fewer = min(count, total)
+    wanted = {i * total // fewer for i in range(fewer)}
+    return Samples(tuple(given for i, given in enumerate(feeds) if i in wanted), total)
+
+
 def verify_on(
     path: pathlib.Path,
     devices: Sequence[str],
+    samples: Samples | None = None,
     *,
-    against: str | None = None,
-    evaluation: Any | None = None,
-    samples: int = DEFAULT_SAMPLES,
+    against: str | os.PathLike[str] | None = None,
     any_target: bool = False,
     progress: Progress = lambda what, done, total: None,
 ) -> tuple[OnDevice, ...]:
     """Run a bundle on every device and judge it there.
 
-    against: an .onnx file or a bundle; by default the reference that the build left beside
-    the bundle; without one, the device is compared with this machine. evaluation: data to
-    take ``samples`` from, evenly; the bundle's golden sample alone without it.
-    any_target: also run a bundle that was built for other devices.
-    Raises EdgecError if the bundle is damaged or the data is wrong; what goes wrong on a
-    device is in its verdict.
+    samples: what to run besides the bundle's golden sample. against: an .onnx file or a
+    bundle; by default the reference that the build left beside the bundle; without one, the
+    device is compared with this machine. any_target: also run a bundle that was built for
+    other devices.
+    Raises EdgecError if the bundle is damaged; what goes wrong on a device is in its verdict.
     """
     bundle = read_bundle(path, check="full")
     lint_bundle(bundle)
-    feeds, of_samples = _feeds(bundle, evaluation, samples)
-    expected = _Expected.compute(bundle, feeds, against)
+    given = samples or Samples((), 1)
+    expected = _Expected.compute(bundle, given.feeds, against)
     verdicts = []
     for name in devices:
         progress(f"verify on {name}", 0, 1)
-        verdicts.append(_verify_one(bundle, name, expected, of_samples, any_target))
+        verdicts.append(_verify_one(bundle, name, expected, given.of, any_target))
         progress(f"verify on {name}", 1, 1)
     return tuple(verdicts)
 
@@ -124,7 +145,10 @@ class _Expected:
 
     @classmethod
     def compute(
-        cls, bundle: Bundle, feeds: Sequence[Mapping[str, Array]], against: str | None
+        cls,
+        bundle: Bundle,
+        feeds: Sequence[Mapping[str, Array]],
+        against: str | os.PathLike[str] | None,
     ) -> _Expected:
         model = edgec_runtime.load(bundle.path, threads=1, any_target=True)
         every = (model.golden_inputs(), *feeds)
@@ -198,29 +222,20 @@ def check_fits(bundle: Bundle, profile: Profile) -> None:
         )
 
 
+def least_sqnr_db(here: Judgement) -> float:
+    """The SQNR that a device must reach, given that on this machine."""
+    return min(here.sqnr_db - MAX_LOSS_DB, ENOUGH_DB)
+
+
 def _wrong(name: str, tested: golden.SelfTest, judgement: Judgement, here: Judgement) -> str:
     """Why the answers on a device do not pass; empty if they do."""
     if not tested.passed:
         failed = [f"output '{v.name}': {v.reason}" for v in tested.outputs if not v.passed]
         return f"device {name}: the self-test failed: {'; '.join(failed)}"
-    floor = min(here.sqnr_db - MAX_LOSS_DB, ENOUGH_DB)
-    if judgement.sqnr_db < floor:
+    if judgement.sqnr_db < least_sqnr_db(here):
         return (
             f"device {name}: SQNR {judgement.sqnr_db:.1f} dB against {here.sqnr_db:.1f} dB on "
             f"this machine; the device computes something else (int8 sums that saturate without "
             "VNNI?); build with int8.reduce_range or uint8 weights, e.g. for a target of that CPU"
         )
     return ""
-
-
-def _feeds(
-    bundle: Bundle, evaluation: Any | None, samples: int
-) -> tuple[tuple[Mapping[str, Array], ...], int]:
-    """Evenly spaced samples of the evaluation set, and the size of the set."""
-    if evaluation is None:
-        return (), 1
-    data = open_data(evaluation, bundle_input_specs(bundle.manifest), "evaluation")
-    total = len(data)
-    wanted = {i * total // min(samples, total) for i in range(min(samples, total))}
-    chosen = [feeds for i, feeds in enumerate(itertools.islice(data, total)) if i in wanted]
-    return tuple(chosen), total

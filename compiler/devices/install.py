@@ -19,6 +19,7 @@ import pathlib
 import shutil
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from edgec.devices.fetch_debian import fetch_debian, unpack_debian
 from edgec.devices.fetch_packages import fetch_modules, fetch_wheels, unpack_wheels
@@ -76,11 +77,9 @@ def install(name: str, progress: Progress = lambda what, done, total: None) -> p
         return cache_folder()
     environment = load_environment(profile.environment)
     folder = cache_folder() / environment.name
-    stamp = _read_stamp(folder)
-    if stamp is not None and stamp.get("environment") == _digest_of(environment):
-        if all(tree_digest(folder / n) == digest for n, digest in stamp["folders"].items()):
-            return folder
     try:
+        if _is_intact(folder, environment):
+            return folder
         _install(environment, folder, progress)
     except OSError as error:
         raise DeviceError(
@@ -90,6 +89,11 @@ def install(name: str, progress: Progress = lambda what, done, total: None) -> p
     except DeviceError as error:
         raise DeviceError(f"device {name}: {error}") from error
     return folder
+
+
+def installed_names() -> tuple[str, ...]:
+    """The profiles that can be used on this machine, sorted."""
+    return tuple(name for name in profile_names() if missing(load_profile(name)) is None)
 
 
 def names_to_install(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -119,6 +123,14 @@ def tree_digest(folder: pathlib.Path) -> str:
     return digest.hexdigest()
 
 
+def _is_intact(folder: pathlib.Path, environment: Environment) -> bool:
+    """True if this edition of the environment is there and no file was altered."""
+    stamp = _read_stamp(folder)
+    if stamp is None or stamp.get("environment") != _digest_of(environment):
+        return False
+    return all(tree_digest(folder / n) == digest for n, digest in stamp["folders"].items())
+
+
 def _install(environment: Environment, folder: pathlib.Path, progress: Progress) -> None:
     downloads = folder.with_name(f"{folder.name}.downloads")
     downloads.mkdir(parents=True, exist_ok=True)
@@ -140,10 +152,9 @@ def _install(environment: Environment, folder: pathlib.Path, progress: Progress)
         for file in environment.files:
             (partial / file.path).parent.mkdir(parents=True, exist_ok=True)
             (partial / file.path).write_text(file.text, encoding="utf-8")
-        parts_of = (*environment.debian, *environment.wheels, *environment.modules)
         stamp = {
             "environment": _digest_of(environment),
-            "folders": {p.folder: tree_digest(partial / p.folder) for p in parts_of},
+            "folders": {p.name: tree_digest(p) for p in sorted(partial.iterdir())},
         }
         (partial / _STAMP).write_text(json.dumps(stamp, sort_keys=True), encoding="utf-8")
         if folder.exists():
@@ -159,7 +170,7 @@ def _digest_of(environment: Environment) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _read_stamp(folder: pathlib.Path) -> dict[str, dict[str, str]] | None:
+def _read_stamp(folder: pathlib.Path) -> dict[str, Any] | None:
     try:
         stamp = json.loads((folder / _STAMP).read_text(encoding="utf-8"))
     except (OSError, ValueError):

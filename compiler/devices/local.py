@@ -82,8 +82,7 @@ def open_native() -> LocalPython:
         features=tuple(sorted(machine.features)),
         runner="native",
     )
-    paths = [entry for entry in sys.path if entry]
-    return LocalPython(profile, [sys.executable], path=paths)
+    return LocalPython(profile, [sys.executable])
 
 
 def clean_environment() -> dict[str, str]:

@@ -40,7 +40,7 @@ def open_emulator(profile: Profile, folder: pathlib.Path) -> LocalPython:
     if root.is_dir():
         python, path = str(_python(root)), [str(folder / SITE)]
     else:
-        python, path = sys.executable, [entry for entry in sys.path if entry]
+        python, path = sys.executable, []
         root = pathlib.Path(held.enter_context(tempfile.TemporaryDirectory(prefix="edgec-")))
         _write_cpuinfo(root / "proc" / "cpuinfo", profile)
     command = [program, "-cpu", profile.cpu, "-L", str(root), python]

@@ -59,6 +59,18 @@ def test_most_weights_decide_the_kind_of_model() -> None:
     assert kinds == {"cnn": "convolutional", "transformer": "transformer", "lstm": "recurrent"}
 
 
+@pytest.mark.parametrize(("hidden", "kind"), [(4, "recurrent"), (2, "convolutional")])
+def test_recurrences_decide_from_a_third_of_the_weights(hidden: int, kind: str) -> None:
+    text = f"""listens (float[1, 8, 20] x) => (float[18, 1, 1, {hidden}] y) {{
+        c = Conv (x, k)
+        t = Transpose <perm = [2, 0, 1]> (c)
+        y, h, n = LSTM <hidden_size = {hidden}> (t, w, r)
+    }}"""  # Conv has 1,536 weights, LSTM 1,088 or 528
+    weights = {"k": (64, 8, 3), "w": (1, 4 * hidden, 64), "r": (1, 4 * hidden, hidden)}
+    made = {name: graphs.weight(*shape) for name, shape in weights.items()}
+    assert recipe.model_kind(graphs.graph(text, made)) == kind
+
+
 def test_settings_change_one_pass_and_keep_the_rest() -> None:
     passes = recipe.load_recipe("cleanup,quantize-weights")
     changed = recipe.with_settings(passes, ["quantize-weights.bits=4"])

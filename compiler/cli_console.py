@@ -1,0 +1,64 @@
+"""What the commands share: tables for people, JSON for scripts, a progress bar, exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+BROKEN_PROMISE = 3  # exit code
+
+
+def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the flag --json, as ``as_json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")(function)
+
+
+def exit_with(code: int) -> None:
+    """End the command with this exit code."""
+    click.get_current_context().exit(code)
+
+
+def console() -> Console:
+    """Standard output, for people."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+@contextlib.contextmanager
+def progress_bar(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on stderr for people; plain lines where stderr is no terminal."""
+    if quiet and not sys.stderr.isatty():
+        yield lambda what, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    errors = Console(stderr=True, highlight=False)
+    if not errors.is_terminal:
+        seen: list[str] = []
+
+        def line(what: str, done: int, total: int) -> None:
+            if what not in seen[-1:]:
+                seen.append(what)
+                errors.print(f"edgec: {what} …")
+
+        yield line
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=errors, transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=max(total, 1))
+            bar.update(tasks[what], completed=done, total=max(total, 1))
+
+        yield show

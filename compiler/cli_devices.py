@@ -1,0 +1,133 @@
+"""Commands that run bundles elsewhere: ``edgec verify`` and ``edgec devices``."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import click
+
+from edgec.cli_console import BROKEN_PROMISE, console, exit_with, json_option, progress_bar
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=pathlib.Path))
+@click.option("--against", metavar="SOURCE", help="Reference to compare with: .onnx or .edgec.")
+@click.option("--evaluation", metavar="DATA", help="Data to compare on, as for build.")
+@click.option("--metric", metavar="M", help="Task metric, as for build.")
+@click.option("--max-drop", type=float, help="Promise: largest loss of metric or agreement.")
+@click.option("--any-target", is_flag=True, help="Also run a bundle of another device class.")
+@click.option(
+    "--on",
+    "devices",
+    multiple=True,
+    metavar="DEVICE",
+    help="Run it there instead of here: a profile of `edgec devices`, a profile's .toml, "
+    "ssh://user@host or adb:. May be repeated; 'installed' means every one that is.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    help="With --on: how many samples of the data to run, evenly spaced.",
+)
+@json_option
+def verify(
+    bundle: pathlib.Path, as_json: bool, devices: tuple[str, ...], samples: int, **options: Any
+) -> None:
+    """Check every byte of BUNDLE, run its self-test, and compare it on data if given.
+
+    With --on, the bundle runs on a device or on its emulation, and is judged there against the
+    float32 reference and against this machine.
+    """
+    from edgec.report_terminal import print_facts
+    from edgec.verify import verify_bundle
+
+    if devices:
+        _verify_on(bundle, as_json, devices, samples, options)
+        return
+
+    with progress_bar(quiet=as_json) as progress:
+        verdict = verify_bundle(bundle, progress=progress, **options)
+    if as_json:
+        click.echo(json.dumps(verdict.facts(), indent=2, sort_keys=True))
+    else:
+        print_facts(verdict.facts(), console())
+    if not verdict.passed:
+        click.echo(f"edgec: {verdict.reason}", err=True)
+        exit_with(1)
+    if not verdict.kept:
+        exit_with(BROKEN_PROMISE)
+
+
+def _verify_on(
+    bundle: pathlib.Path,
+    as_json: bool,
+    devices: tuple[str, ...],
+    samples: int,
+    options: dict[str, Any],
+) -> None:
+    from edgec.devices.check import open_samples, verify_on
+    from edgec.devices.install import installed_names
+    from edgec.devices.table import verdicts_table
+
+    for name in ("metric", "max_drop"):
+        if options.pop(name) is not None:
+            raise click.UsageError(f"--{name.replace('_', '-')} is judged here, not with --on")
+    if devices == ("installed",):
+        devices = installed_names()
+    data = open_samples(bundle, options.pop("evaluation"), samples)
+    with progress_bar(quiet=as_json) as progress:
+        verdicts = verify_on(bundle, devices, data, progress=progress, **options)
+    if as_json:
+        click.echo(json.dumps([v.facts() for v in verdicts], indent=2, sort_keys=True))
+    else:
+        console().print(verdicts_table(verdicts))
+    for verdict in verdicts:
+        if verdict.reason:
+            click.echo(f"edgec: {verdict.status}: {verdict.reason}", err=True)
+    if not verdicts or any(verdict.status != "passed" for verdict in verdicts):
+        exit_with(1)
+
+
+@click.group(invoke_without_command=True)
+@json_option
+@click.pass_context
+def devices(ctx: click.Context, as_json: bool) -> None:
+    """List the devices that bundles can be verified on, and what each needs."""
+    if ctx.invoked_subcommand is not None:
+        return
+    from edgec.devices.table import describe_devices, devices_table
+
+    found = describe_devices()
+    if as_json:
+        click.echo(json.dumps(found, indent=2, sort_keys=True))
+    else:
+        console().print(devices_table(found))
+
+
+@devices.command(name="install")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+def devices_install(names: tuple[str, ...]) -> None:
+    """Fetch what devices need, through your own apt, pip and npm, into a cache.
+
+    NAME is a device of `edgec devices`, or `all`. What was fetched works offline
+    afterwards. EDGEC_DEVICES names another folder for the cache.
+    """
+    from edgec.devices.install import install, names_to_install
+    from edgec_runtime.errors import EdgecError
+
+    chosen, failed = names_to_install(names), []
+    with progress_bar(quiet=False) as progress:
+        for name in chosen:
+            try:
+                install(name, progress)
+            except EdgecError as error:
+                failed.append(error)
+                click.echo(f"edgec: {' '.join(str(error).split())}", err=True)
+            else:
+                click.echo(f"{name} is installed")
+    if failed:
+        exit_with(1)

@@ -1,0 +1,13 @@
+"""Tests do not run bundles on emulated devices, unless they lie in tests/devices."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+_GIVEN = os.environ.get("EDGEC_DEVICES")
+_EMPTY = tempfile.gettempdir() + "/edgec-no-devices"
+
+os.environ["EDGEC_DEVICES"] = _EMPTY
+if _GIVEN is not None:
+    os.environ["EDGEC_TEST_DEVICES"] = _GIVEN  # for tests/devices

@@ -1,0 +1,104 @@
+"""``edgec devices``: environments appear complete or not at all, and are made anew if altered."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+
+import pytest
+from click.testing import CliRunner
+
+from edgec.cli import main
+from edgec.devices import install as installing
+from edgec.devices.install import install, installed_folder, missing
+from edgec.errors import DeviceError, TargetError
+from edgec.targets import Environment, File, load_environment, load_profile, profile_names
+
+PROFILE = load_profile("cortex-a72")
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> Environment:
+    """An environment of one text file, in a cache of its own."""
+    made = Environment("linux-arm64", "one file", 1, files=(File("root/note", "made"),))
+    monkeypatch.setenv("EDGEC_DEVICES", str(tmp_path / "cache"))
+    monkeypatch.setattr(installing, "load_environment", lambda name: made)
+    return made
+
+
+def test_what_is_missing_is_installed_once(environment: Environment) -> None:
+    assert "edgec devices install cortex-a72" in str(missing(PROFILE))
+    folder = install("cortex-a72")
+    assert missing(PROFILE) is None
+    assert (folder / "root/note").read_text() == "made"
+    before = (folder / "installed.json").stat().st_mtime_ns
+    assert install("cortex-a72") == installed_folder(PROFILE)
+    assert (folder / "installed.json").stat().st_mtime_ns == before
+    assert [p.name for p in folder.parent.iterdir()] == ["linux-arm64"]  # no downloads, no partial
+
+
+def test_an_altered_file_is_noticed_and_made_anew(environment: Environment) -> None:
+    folder = install("cortex-a72")
+    (folder / "root/note").write_text("altered")
+    install("cortex-a72")
+    assert (folder / "root/note").read_text() == "made"
+
+
+def test_another_edition_of_an_environment_has_to_be_installed_again(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("cortex-a72")
+    newer = Environment("linux-arm64", "another file", 1, files=(File("root/note", "newer"),))
+    monkeypatch.setattr(installing, "load_environment", lambda name: newer)
+    assert "by another edgec" in str(missing(PROFILE))
+
+
+def test_an_installation_that_fails_leaves_the_old_one(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = install("cortex-a72")
+    (folder / "root/note").write_text("altered")
+
+    def no_space(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(installing, "tree_digest", no_space)
+    with pytest.raises((DeviceError, OSError), match="No space left"):
+        install("cortex-a72")
+    assert (folder / "root/note").read_text() == "altered"
+    assert [p.name for p in folder.parent.iterdir() if "partial" in p.name] == []
+
+
+def test_a_package_that_cannot_be_fetched_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    def refuse(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 100, "", "E: Unable to locate package x\n")
+
+    monkeypatch.setenv("EDGEC_DEVICES", str(tmp_path))
+    monkeypatch.setattr(subprocess, "run", refuse)
+    with pytest.raises(DeviceError, match=r"cortex-a72: .* Unable to locate package x"):
+        install("cortex-a72")
+
+
+def test_an_unknown_device_is_named_with_what_was_meant() -> None:
+    result = CliRunner().invoke(main, ["devices", "install", "cortex-a73"])
+    assert result.exit_code == 1 and "did you mean 'cortex-a7" in result.output
+    with pytest.raises(TargetError, match="unknown environment"):
+        load_environment("nowhere")
+
+
+def test_every_profile_names_an_environment_that_exists() -> None:
+    for name in profile_names():
+        profile = load_profile(name)
+        assert profile.name == name
+        if profile.environment:
+            assert load_environment(profile.environment).name == profile.environment
+
+
+def test_devices_are_listed_with_what_they_lack(environment: Environment) -> None:
+    listed = json.loads(CliRunner().invoke(main, ["devices", "--json"]).stdout)
+    state = {entry["name"]: entry["missing"] for entry in listed}
+    assert "edgec devices install" in state["cortex-a72"]
+    assert "cortex-a72" in CliRunner().invoke(main, ["devices"]).stdout
