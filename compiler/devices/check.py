@@ -40,7 +40,8 @@ class OnDevice:
     """What became of a bundle on one device.
 
     status: "skipped" if the device cannot be used on this machine, "refused" if the bundle is
-    not for it or does not run there, "failed" if its answers are wrong. reason: why.
+    not for it or does not run there, "failed" if its answers are wrong. reason: why, or why
+    its instructions are not counted.
     judgement: against the reference on the device's outputs; here: on this machine's.
     """
 
@@ -192,6 +193,7 @@ def _verify_one(
     judgement, here = expected.judged(outcome.outputs), expected.judged(expected.here)
     reason = _wrong(name, tested, judgement, here)
     status: Literal["passed", "failed"] = "failed" if reason else "passed"
+    reason = reason or outcome.uncounted
     return OnDevice(name, status, reason, tested, judgement, here, of_samples, outcome)
 
 

@@ -8,8 +8,10 @@ installed, so that it brings all dependencies.
 
 from __future__ import annotations
 
+import compileall
 import os
 import pathlib
+import py_compile
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -54,6 +56,11 @@ def unpack_debian(archives: Sequence[pathlib.Path], folder: pathlib.Path) -> Non
             done = subprocess.run(unpack, stdin=reader.stdout, stderr=subprocess.PIPE, text=True)
         if done.returncode or reader.returncode:
             raise DeviceError(f"{archive.name} cannot be unpacked: {_last(done.stderr)}")
+    # an emulated Python takes long to compile; its own version may differ, then it does
+    for library in folder.glob("usr/lib/python3.*"):
+        compileall.compile_dir(
+            library, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH
+        )
 
 
 def _download(package: str, downloads: pathlib.Path) -> pathlib.Path:

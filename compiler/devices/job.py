@@ -45,7 +45,8 @@ class Outcome:
     """What a device gave: outputs by name for each of the job's feeds.
 
     arch, os, features: as the device itself tells. latency_ms: of the repeats.
-    counts: executed instructions of one warm call by class, None where they are not counted.
+    counts: executed instructions of one warm call by class, None where they are not counted;
+    uncounted: why not, where the job asked for them.
     """
 
     outputs: tuple[Mapping[str, Array], ...]
@@ -57,6 +58,7 @@ class Outcome:
     load_ms: float
     latency_ms: tuple[float, ...]
     counts: Mapping[str, int] | None = None
+    uncounted: str = ""
 
 
 class Device(Protocol):

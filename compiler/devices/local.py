@@ -10,8 +10,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 
+from edgec.devices.counter import Counter, counts_between_marks
 from edgec.devices.job import GUEST, RUNTIME, Job, Outcome, read_outcome, write_guest, write_job
 from edgec.errors import DeviceError
 from edgec.machine import this_machine
@@ -26,6 +28,7 @@ class LocalPython:
     """Runs ``command guest.py FOLDER`` for every job, in a folder that is removed afterwards.
 
     command: the Python interpreter with what goes before it. path: folders for PYTHONPATH.
+    counter: how jobs that count are counted; its options follow the command's first word.
     held: closed when the device is left.
     """
 
@@ -36,6 +39,7 @@ class LocalPython:
         *,
         path: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        counter: Counter | None = None,
         held: contextlib.ExitStack | None = None,
     ) -> None:
         """Nothing is started yet."""
@@ -43,6 +47,7 @@ class LocalPython:
         self._command = tuple(command)
         self._path = tuple(path)
         self._environment = dict(environment or {})
+        self._counter = counter or Counter(reason=f"device {profile.name} counts no instructions")
         self._held = held or contextlib.ExitStack()
 
     def run(self, job: Job) -> Outcome:
@@ -53,9 +58,16 @@ class LocalPython:
             write_guest(folder)
             search = os.pathsep.join([str(folder / RUNTIME), *self._path])
             environment = {**clean_environment(), "PYTHONPATH": search, **self._environment}
-            command = [*self._command, str(folder / GUEST), str(folder)]
+            first, *others = self._command
+            options = self._counter.options if job.count else ()
+            command = [first, *options, *others, str(folder / GUEST), str(folder)]
             log = execute(command, environment, self.profile.name)
-            return read_outcome(job, folder, self.profile, log)
+            outcome = read_outcome(job, folder, self.profile, log)
+        if not job.count:
+            return outcome
+        if self._counter.reason:
+            return replace(outcome, uncounted=self._counter.reason)
+        return replace(outcome, counts=counts_between_marks(log))
 
     def __enter__(self) -> LocalPython:
         """The device."""

@@ -12,7 +12,8 @@ import shutil
 import sys
 import tempfile
 
-from edgec.devices.local import LocalPython
+from edgec.devices.counter import open_counter
+from edgec.devices.local import LocalPython, clean_environment
 from edgec.errors import DeviceMissingError
 from edgec.targets import Profile
 from edgec_runtime.machine import X86_FLAGS as FLAGS
@@ -33,7 +34,7 @@ def open_emulator(profile: Profile, folder: pathlib.Path) -> LocalPython:
     Without a root/ the guest is this machine's own Python, for an older CPU of its kind.
     """
     program, libraries = _program(profile, folder / HOST)
-    environment = {"PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0"}  # the same counts
     if libraries:
         environment["LD_LIBRARY_PATH"] = libraries
     root, held = folder / ROOT, contextlib.ExitStack()
@@ -43,8 +44,18 @@ def open_emulator(profile: Profile, folder: pathlib.Path) -> LocalPython:
         python, path = sys.executable, []
         root = pathlib.Path(held.enter_context(tempfile.TemporaryDirectory(prefix="edgec-")))
         _write_cpuinfo(root / "proc" / "cpuinfo", profile)
-    command = [program, "-cpu", profile.cpu, "-L", str(root), python]
-    return LocalPython(profile, command, path=path, environment=environment, held=held)
+    guest, counter = ["-cpu", profile.cpu, "-L", str(root), python], None
+    if profile.counts:
+        nothing, variables = [*guest, "-c", ""], {**clean_environment(), **environment}
+        counter = open_counter(profile.arch, program, nothing, variables)
+    return LocalPython(
+        profile,
+        [program, *guest],
+        path=path,
+        environment=environment,
+        counter=counter,
+        held=held,
+    )
 
 
 def _write_cpuinfo(path: pathlib.Path, profile: Profile) -> None:

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from edgec.devices.check import OnDevice
 
 _COLOURS = {"passed": "green", "failed": "red", "refused": "red", "skipped": "yellow"}
-_COLUMNS = ("device", "status", "onnxruntime", "samples", "agreement", "SQNR dB", "here dB")
+_COLUMNS = (
+    *("device", "status", "onnxruntime", "samples", "agreement", "SQNR dB", "here dB"),
+    *("M instructions", "M dot+i8mm"),
+)
 
 
 def describe_devices() -> list[dict[str, Any]]:
@@ -49,7 +52,10 @@ def devices_table(described: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def verdicts_table(verdicts: Sequence[OnDevice]) -> Table:
-    """One row per device: status, samples, agreement and SQNR there, and SQNR here."""
+    """One row per device: status, samples, agreement and SQNR there, SQNR here, instructions.
+
+    Instructions in millions: all, and those that multiply 8-bit integers four or eight at once.
+    """
     rows = [tuple(_cells(verdict)) for verdict in verdicts]
     return table(_COLUMNS, rows, right=_COLUMNS[2:], styles=_COLOURS)
 
@@ -65,3 +71,6 @@ def _cells(verdict: OnDevice) -> Iterator[str]:
     yield f"{verdict.judgement.agreement:.1%}"
     yield f"{verdict.judgement.sqnr_db:.1f}"
     yield f"{verdict.here.sqnr_db:.1f}"
+    counts = verdict.outcome.counts
+    yield "-" if counts is None else f"{counts['total'] / 1e6:.2f}"
+    yield "-" if counts is None else f"{(counts['dot'] + counts['i8mm']) / 1e6:.2f}"
