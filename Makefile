@@ -13,11 +13,11 @@ BUNDLE := build/efficientnet-lite0.arm64.edgec
 
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo test test-fast setup lint format types docs wheels clean
+.PHONY: help demo test test-fast devices setup lint format types docs wheels clean
 
 help:
 	@sed -n '1,3s/^# *//p' Makefile
-	@echo 'Also: test-fast lint format types docs wheels clean'
+	@echo 'Also: test-fast devices lint format types docs wheels clean'
 
 demo: .venv/installed .venv/demo-fixtures
 	$(BIN)/edgec build examples/efficientnet_lite0.py:build --target arm64 \
@@ -31,6 +31,12 @@ test: .venv/installed .venv/demo-fixtures .venv/test-fixtures
 
 test-fast: .venv/installed .venv/demo-fixtures
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m 'not slow'
+
+# Every device that can be had here, and one model per kind on each (half an hour and 4 GB).
+devices: .venv/installed .venv/demo-fixtures .venv/test-fixtures
+	$(BIN)/python tests/fixtures/install.py --debian
+	-$(BIN)/edgec devices install all
+	$(BIN)/python -W ignore benchmarks/devices.py --write docs/targets.md
 
 setup: .venv/installed .venv/demo-fixtures .venv/test-fixtures
 

@@ -22,31 +22,29 @@ What is not to be had (qemu-user, a C compiler, CPUID faulting) is left out, wit
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import pathlib
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "examples")]
 
+import kinds  # noqa: E402
 import numpy as np  # noqa: E402
 from fixtures import haswell  # noqa: E402
 from fixtures.locate import FixtureMissing  # noqa: E402
+from kinds import Array, Feeds, Given  # noqa: E402
 
 import edgec  # noqa: E402
 from edgec.targets import Target, load_target  # noqa: E402
 from edgec_runtime.golden import sqnr_db  # noqa: E402
 
-Array = np.ndarray[Any, Any]
-Feeds = Mapping[str, Array]
-Given = tuple[Any, Callable[[], Iterator[Feeds]] | None, list[Feeds]]
+_MODELS = [name for name in kinds.MODELS if name != "decoder-step"]
 
 RUNNER = str(ROOT / "tests" / "fixtures" / "run_bundles.py")
 FLOAT = "float32"
@@ -65,7 +63,7 @@ class Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", nargs="*", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--only", nargs="*", default=list(_MODELS), choices=list(_MODELS))
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--calibration", type=int, default=64, help="samples")
     parser.add_argument("--emulated", type=int, default=2, help="samples under qemu; 0: no qemu")
@@ -79,7 +77,7 @@ def main() -> None:
         for name in asked.only:
             print(f"{name} ...", file=sys.stderr)
             try:
-                given = MODELS[name](asked.calibration, asked.samples)
+                given = kinds.MODELS[name](asked.calibration, asked.samples)
             except FixtureMissing as missing:
                 print(f"{name} is left out: {missing}", file=sys.stderr)
                 continue
@@ -210,82 +208,6 @@ def _machines(
             yield make(home), count
         except FixtureMissing as missing:
             print(f"left out: {missing}", file=sys.stderr)
-
-
-def efficientnet(calibration: int, samples: int) -> Given:
-    """ImageNet classifier, convolutions."""
-    import efficientnet_lite0
-
-    source = replace(efficientnet_lite0.build(), metric=None, evaluation=None)
-    judged = itertools.islice(efficientnet_lite0.evaluation(), samples)
-    feeds: list[Feeds] = [{"image": feed["image"]} for feed in judged]
-    return source, lambda: itertools.islice(efficientnet_lite0.calibration(), calibration), feeds
-
-
-def ocr(calibration: int, samples: int) -> Given:
-    """Text recogniser, convolutions and attention."""
-    from fixtures import models, text_lines
-
-    images = text_lines.render(calibration + samples, seed=1).images
-    feeds: list[Feeds] = [{"x": image[None]} for image in images]
-    return models.ocr_recogniser_path(), lambda: iter(feeds[:calibration]), feeds[calibration:]
-
-
-def minilm(calibration: int, samples: int) -> Given:
-    """Sentence encoder at a sequence of 128."""
-    import torch
-    from fixtures import models, similarity
-
-    tokenizer, module = models.minilm()
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    texts = sorted(set(similarity.pairs("lee").first))[:samples]
-    tokens = [
-        tokenizer([t], padding="max_length", truncation=True, max_length=128, return_tensors="pt")
-        for t in texts
-    ]
-
-    class LastHidden(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.encoder = module
-
-        def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Any:
-            return self.encoder(input_ids, attention_mask, token_type_ids).last_hidden_state
-
-    example = {name: tokens[0][name] for name in names}
-    source = edgec.Source(LastHidden().eval(), example_inputs=example, name="minilm")
-    return source, None, [{name: t[name].numpy() for name in names} for t in tokens]
-
-
-def lstm(calibration: int, samples: int) -> Given:
-    """Two LSTM layers of 512 over 100 steps; random weights."""
-    import torch
-
-    class Recurrent(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = torch.nn.LSTM(128, 512, 2)
-            self.head = torch.nn.Linear(512, 64)
-
-        def forward(self, x: Any) -> Any:
-            return self.head(self.layers(x)[0])
-
-    torch.manual_seed(0)
-    rng = np.random.default_rng(0)
-    feeds: list[Feeds] = [
-        {"x": rng.standard_normal((100, 1, 128), np.float32)} for _ in range(samples)
-    ]
-    example = (torch.from_numpy(feeds[0]["x"]),)
-    source = edgec.Source(Recurrent().eval(), example, input_names=("x",), name="lstm")
-    return source, None, feeds
-
-
-MODELS: Mapping[str, Callable[[int, int], Given]] = {
-    "efficientnet-lite0": efficientnet,
-    "ocr": ocr,
-    "minilm": minilm,
-    "lstm": lstm,
-}
 
 
 if __name__ == "__main__":

@@ -84,6 +84,19 @@ def targets() -> str:
     )
 
 
+def devices() -> str:
+    """The shipped device profiles."""
+    from edgec.targets import load_profile, profile_names
+
+    return _table(
+        ("device", "isa", "run by", "what it is"),
+        [
+            (f"`{p.name}`", p.arch, p.runner, p.description)
+            for p in map(load_profile, profile_names())
+        ],
+    )
+
+
 def capabilities() -> str:
     """Every key of a target file, with its meaning."""
     from edgec.catalogue_tables import capabilities as capabilities_of
@@ -98,6 +111,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "parameters": parameters,
     "targets": targets,
     "capabilities": capabilities,
+    "devices": devices,
 }
 
 

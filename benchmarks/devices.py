@@ -1,0 +1,218 @@
+"""Every target on every device that is installed: does the bundle compute there what it should?
+
+    edgec devices install all        # what can be had on this machine
+    python benchmarks/devices.py [--only ocr ...] [--targets arm64 ...] [--devices haswell ...]
+                                 [--samples 4] [--write docs/targets.md] [--json]
+
+One model per kind (``kinds.py``) is built for every target with the target's own recipe, and
+run on every installed device that the bundle fits (``edgec verify --on``). Two tables:
+
+    verified   kind x device: status, agreement and SQNR against float32 there and here
+    targets    kind x target: the recipe that the build took, size, SQNR, and what one inference
+               costs: executed instructions on the first device that counts them, as a share of
+               those of float32 there; on this machine's own kind, latency instead
+
+A device that is not installed, or that no target fits, is listed with the reason. The exit
+code is 1 if a bundle failed or was refused on a device that it fits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import kinds
+from fixtures.locate import FixtureMissing
+
+import edgec
+from edgec.devices.check import OnDevice, Samples, check_fits, verify_on
+from edgec.devices.install import missing
+from edgec.errors import EdgecError, TargetMismatchError
+from edgec.report import Report
+from edgec.targets import load_profile, profile_names, target_names
+from edgec_runtime.bundle import read_bundle
+
+LOSSLESS = "cleanup,fuse,lower"
+SHOWN = ("quantize", "prune", "convert")  # beginnings of the passes that name a recipe
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kind of model built for one target. cost: in words. verdicts: JSON data."""
+
+    kind: str
+    target: str
+    recipe: str
+    size_mb: float
+    sqnr_db: float
+    cost: str
+    verdicts: tuple[Mapping[str, object], ...]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", nargs="*", default=list(kinds.MODELS), choices=list(kinds.MODELS))
+    parser.add_argument("--targets", nargs="*", default=target_names(), choices=target_names())
+    parser.add_argument("--devices", nargs="*", default=profile_names(), choices=profile_names())
+    parser.add_argument("--samples", type=int, default=4, help="per model and device")
+    parser.add_argument("--calibration", type=int, default=32, help="samples")
+    parser.add_argument("--write", type=pathlib.Path, help="docs/targets.md: renew its tables")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the tables")
+    asked = parser.parse_args()
+    lacking = {name: missing(load_profile(name)) for name in asked.devices}
+    devices = [name for name, reason in lacking.items() if reason is None]
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in asked.only:
+            try:
+                given = kinds.MODELS[kind](asked.calibration, asked.samples)
+            except FixtureMissing as absent:
+                print(f"{kind} is left out: {absent}", file=sys.stderr)
+                continue
+            for row in built_and_run(kind, given, asked.targets, devices, pathlib.Path(folder)):
+                print(line(row), file=sys.stderr, flush=True)
+                rows.append(row)
+    if asked.json:
+        print(json.dumps([asdict(row) for row in rows], indent=2))
+    else:
+        skipped = {name: reason for name, reason in lacking.items() if reason}
+        text = "\n\n".join((verified_table(rows, skipped), targets_table(rows)))
+        print(text)
+        if asked.write is not None:
+            renew(asked.write, text)
+    statuses = [str(v["status"]) for row in rows for v in row.verdicts]
+    return int("failed" in statuses or "refused" in statuses or not statuses)
+
+
+def built_and_run(
+    kind: str,
+    given: kinds.Given,
+    targets: Sequence[str],
+    devices: Sequence[str],
+    folder: pathlib.Path,
+) -> Iterator[Row]:
+    """The rows of one kind; its export is made once and serves all targets."""
+    source, calibration, samples = given
+    exported = folder / f"{kind}.x.reference.onnx"
+    options = {"calibration": calibration, "evaluation": lambda: iter(samples), "verify": False}
+    edgec.build(
+        source, target="x86-64", output=folder / f"{kind}.x.edgec", recipe="lower", **options
+    )
+    for target in targets:
+        bundle = folder / f"{kind}.{target}.edgec"
+        options["keep_reference"] = False
+        try:
+            report = edgec.build(exported, target=target, output=bundle, **options)
+        except EdgecError as error:
+            print(f"{kind} for {target} cannot be built: {error}", file=sys.stderr)
+            continue
+        fitting = [name for name in devices if fits(bundle, name)]
+        verdicts = verify_on(
+            bundle, fitting, Samples(tuple(samples), len(samples)), against=exported
+        )
+        cost = cost_of(verdicts, report)
+        counting = next((v.device for v in verdicts if v.outcome and v.outcome.counts), None)
+        if counting is not None:
+            plain = folder / f"{kind}.{target}.float.edgec"
+            edgec.build(exported, target=target, output=plain, recipe=LOSSLESS, **options)
+            cost = counted(verdicts, verify_on(plain, [counting], against=exported)[0])
+        yield Row(
+            kind=kind,
+            target=target,
+            recipe=recipe_of(report),
+            size_mb=report.size_bytes / 1e6,
+            sqnr_db=round(float(report.sqnr_db or 0.0), 1),
+            cost=cost,
+            verdicts=tuple(verdict.facts() for verdict in verdicts),
+        )
+
+
+def fits(bundle: pathlib.Path, device: str) -> bool:
+    """Whether the bundle was built for devices like this one."""
+    try:
+        check_fits(read_bundle(bundle), load_profile(device))
+    except TargetMismatchError:
+        return False
+    return True
+
+
+def recipe_of(report: Report) -> str:
+    """The lossy passes that the build took, with the number of layers that they touched."""
+    named = [s for s in report.steps if s.name.startswith(SHOWN) and s.changed]
+    return ", ".join(f"{step.name} ({step.changed})" for step in named) or "float32"
+
+
+def cost_of(verdicts: Sequence[OnDevice], report: Report) -> str:
+    """Latency where this machine is of the target's kind."""
+    if report.measured_on is None or not report.measured_on.is_target or not report.speedup:
+        return "-"
+    return f"{report.speedup:.2f}x fp32's speed, here"
+
+
+def counted(verdicts: Sequence[OnDevice], plain: OnDevice) -> str:
+    """Million instructions of the bundle on a device, and their share of float32's there."""
+    mine = next(v for v in verdicts if v.device == plain.device)
+    if mine.outcome is None or plain.outcome is None:
+        return "-"
+    ours, theirs = mine.outcome.counts, plain.outcome.counts
+    if not ours or not theirs:
+        return "-"
+    total = ours["total"] / 1e6
+    share = ours["total"] / theirs["total"]
+    return f"{total:.1f} M instructions, {share:.2f} of fp32's, {plain.device}"
+
+
+def line(row: Row) -> str:
+    """What is going on, for people who wait."""
+    states = ", ".join(f"{v['device']} {v['status']}" for v in row.verdicts) or "no device"
+    return f"{row.kind} for {row.target}: {row.recipe}, {row.sqnr_db} dB: {states}"
+
+
+def verified_table(rows: Sequence[Row], skipped: Mapping[str, str]) -> str:
+    """Kind x device, and which devices were not there."""
+    lines = [
+        "| model | target | device | status | samples | agreement | SQNR dB | here dB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        for v in row.verdicts:
+            cells = [row.kind, row.target, str(v["device"]), str(v["status"])]
+            if "sqnr_db" in v:
+                cells += [f"{v['samples']}", f"{v['agreement']:.3f}"]
+                cells += [f"{v['sqnr_db']:.1f}", f"{v['sqnr_here_db']:.1f}"]
+            else:
+                cells += ["-", "-", "-", str(v.get("reason", ""))]
+            lines.append(f"| {' | '.join(cells)} |")
+    lines += [f"\nnot run: {name}: {reason}" for name, reason in skipped.items()]
+    return "\n".join(lines)
+
+
+def targets_table(rows: Sequence[Row]) -> str:
+    """Kind x target, each with the command that gives it."""
+    lines = [
+        "| model | target | recipe | MB | SQNR dB | cost of one inference | command |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        command = f"`benchmarks/devices.py --only {row.kind} --targets {row.target}`"
+        cells = [row.kind, row.target, row.recipe, f"{row.size_mb:.2f}", f"{row.sqnr_db:.1f}"]
+        lines.append(f"| {' | '.join([*cells, row.cost, command])} |")
+    return "\n".join(lines)
+
+
+def renew(page: pathlib.Path, text: str) -> None:
+    """Put the tables between the page's marks."""
+    before, mark, rest = page.read_text(encoding="utf-8").partition("<!-- tables -->\n")
+    _, end, after = rest.partition("<!-- end of tables -->")
+    if not mark or not end:
+        sys.exit(f"{page}: it has no marks <!-- tables --> and <!-- end of tables -->")
+    page.write_text(f"{before}{mark}\n{text}\n\n{end}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
