@@ -6,7 +6,8 @@ lists the packages that one or several profiles need. The field names are the TO
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from edgec.targets.schema import Arch
@@ -29,8 +30,10 @@ class Profile:
     features: tuple[str, ...]  # CPU features that the device has
     runner: Runner
     environment: str = ""  # what has to be fetched; empty: nothing
+    programs: tuple[str, ...] = ()  # that must be on this machine's PATH, as the environment's
     cpu: str = ""  # the emulator's CPU model, with its options
     providers: tuple[str, ...] = ("CPUExecutionProvider",)  # execution providers that run
+    provider_options: Mapping[str, str] = field(default_factory=dict)  # of the first of them
     counts: bool = False  # True where executed instructions can be counted
     ci: bool = False  # True for the profiles that `.ci/run` verifies on
     note: str = ""  # what a run there proves, and what it does not

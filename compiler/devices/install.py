@@ -55,7 +55,8 @@ def missing(profile: Profile) -> str | None:
     if not profile.environment:
         return None
     environment = load_environment(profile.environment)
-    absent = [program for program in environment.programs if shutil.which(program) is None]
+    needed = (*environment.programs, *profile.programs)
+    absent = [program for program in needed if shutil.which(program) is None]
     if absent:
         return f"there is no {' and no '.join(absent)} on this machine; install it (apt, brew, …)"
     stamp = _read_stamp(cache_folder() / environment.name)
