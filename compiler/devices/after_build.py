@@ -46,14 +46,16 @@ def verify_built(
     inputs: Inputs,
     progress: Callable[[str, int, int], None],
 ) -> tuple[tuple[OnDeviceResult, ...], tuple[Promise, ...]]:
-    """Run the bundle on the devices; the results, and the promise that each must keep."""
+    """Run the bundle on the devices; the results, and the promise that each that ran must keep."""
     feeds = (sample.feeds for sample in inputs.judged())
     samples = evenly(feeds, inputs.judged_count, SAMPLES)
     with tempfile.TemporaryDirectory(prefix="edgec-") as folder:
         file = pathlib.Path(folder, "reference.onnx")
         save_reference(reference, file)
         verdicts = verify_on(bundle, devices, samples, against=file, progress=progress)
-    return tuple(map(_result, verdicts)), tuple(map(_promise, verdicts))
+    return tuple(map(_result, verdicts)), tuple(
+        _promise(v) for v in verdicts if v.status != "checked"
+    )
 
 
 def _result(verdict: OnDevice) -> OnDeviceResult:

@@ -33,6 +33,7 @@ Progress = Callable[[str, int, int], None]
 
 MAX_LOSS_DB = 3.0  # more than rounding costs, less than half of what saturation does
 ENOUGH_DB = 40.0  # noise below which a loss does not count: CPUs differ by as much
+_FALLBACK = "CPUExecutionProvider"  # takes whatever the others leave
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,14 @@ class OnDevice:
     """What became of a bundle on one device.
 
     status: "skipped" if the device cannot be used on this machine, "refused" if the bundle is
-    not for it or does not run there, "failed" if its answers are wrong. reason: why, or why
-    its instructions are not counted.
+    not for it or does not run there, "failed" if its answers are wrong, "checked" if nothing
+    runs on this device (``Outcome.checked``). reason: why, what was checked, or why its
+    instructions are not counted.
     judgement: against the reference on the device's outputs; here: on this machine's.
     """
 
     device: str
-    status: Literal["passed", "failed", "refused", "skipped"]
+    status: Literal["passed", "failed", "refused", "skipped", "checked"]
     reason: str = ""
     self_test: golden.SelfTest | None = None
     judgement: Judgement | None = None
@@ -77,6 +79,8 @@ class OnDevice:
             }
         if self.outcome is not None:
             facts |= {"onnxruntime": self.outcome.onnxruntime, "features": self.outcome.features}
+            if self.outcome.nodes:
+                facts["nodes"] = dict(self.outcome.nodes)
             if self.outcome.counts is not None:
                 facts["instructions"] = dict(self.outcome.counts)
         return facts
@@ -184,10 +188,14 @@ def _verify_one(
             if not any_target:
                 check_fits(bundle, device.profile)
             outcome = _run(device, bundle, expected)
+            if not any_target:
+                _check_providers(bundle, device.profile, outcome)
     except DeviceMissingError as error:
         return OnDevice(name, "skipped", str(error))
     except (TargetMismatchError, DeviceError) as error:
         return OnDevice(name, "refused", str(error))
+    if outcome.checked:
+        return OnDevice(name, "checked", outcome.checked, outcome=outcome)
     [entry, *_] = bundle.manifest.golden
     tested = golden.judge(entry, bundle.read(entry.outputs_file), outcome.outputs[0])
     judgement, here = expected.judged(outcome.outputs), expected.judged(expected.here)
@@ -222,6 +230,18 @@ def check_fits(bundle: Bundle, profile: Profile) -> None:
             f"{', '.join(target.features)}; device {profile.name} lacks {', '.join(lacking)}; "
             "build it for a target without, or give --any-target to run it slower"
         )
+
+
+def _check_providers(bundle: Bundle, profile: Profile, outcome: Outcome) -> None:
+    """Raise TargetMismatchError if an execution provider of the bundle took no part."""
+    for provider in bundle.manifest.session.providers:
+        took = not outcome.nodes or outcome.nodes.get(provider, 0) > 0
+        if provider != _FALLBACK and not (provider in outcome.providers and took):
+            raise TargetMismatchError(
+                f"bundle {bundle.path}: built for {provider}, which took no node of it on device "
+                f"{profile.name}; build it for that device, or give --any-target to run it on "
+                f"{_FALLBACK}"
+            )
 
 
 def least_sqnr_db(here: Judgement) -> float:

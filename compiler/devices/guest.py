@@ -12,6 +12,7 @@ counter of executed instructions can see, and that does nothing.
 import contextlib
 import ctypes
 import json
+import os
 import pathlib
 import sys
 import time
@@ -22,6 +23,7 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
+OPTIONS = "EDGEC_PROVIDER_OPTIONS"  # environment: options of execution providers, as JSON
 JOB, FEEDS, OUTPUTS, OUTCOME = "job.json", "feeds.tensors", "outputs.tensors", "outcome.json"
 _DTYPES = {
     "BOOL": "bool",
@@ -100,7 +102,12 @@ def _run(folder: pathlib.Path, job: Mapping[str, Any]) -> dict[str, Any]:
 
     feeds = by_sample(read_tensors(folder / FEEDS), job["samples"])
     before = time.perf_counter()
-    model = edgec_runtime.load(folder / job["bundle"], threads=job["threads"], any_target=True)
+    model = edgec_runtime.load(
+        folder / job["bundle"],
+        threads=job["threads"],
+        any_target=True,
+        provider_options=json.loads(os.environ.get(OPTIONS, "{}")),
+    )
     load_ms = (time.perf_counter() - before) * 1e3
     outputs = [model(**given) for given in feeds]
     latency_ms = []
@@ -123,6 +130,7 @@ def _run(folder: pathlib.Path, job: Mapping[str, Any]) -> dict[str, Any]:
         "os": machine.os,
         "features": sorted(machine.features),
         "providers": list(model.providers),
+        "nodes": model.nodes,
         "load_ms": load_ms,
         "latency_ms": latency_ms,
     }

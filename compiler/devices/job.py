@@ -7,7 +7,7 @@ import pathlib
 import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -47,6 +47,8 @@ class Outcome:
     arch, os, features: as the device itself tells. latency_ms: of the repeats.
     counts: executed instructions of one warm call by class, None where they are not counted;
     uncounted: why not, where the job asked for them.
+    nodes: how many nodes of the graph each execution provider took, where there are several.
+    checked: what was found out about a device on which nothing runs; there are no outputs then.
     """
 
     outputs: tuple[Mapping[str, Array], ...]
@@ -59,6 +61,8 @@ class Outcome:
     latency_ms: tuple[float, ...]
     counts: Mapping[str, int] | None = None
     uncounted: str = ""
+    nodes: Mapping[str, int] = field(default_factory=dict)
+    checked: str = ""
 
 
 class Device(Protocol):
@@ -144,4 +148,5 @@ def read_outcome(job: Job, folder: pathlib.Path, profile: Profile, log: str = ""
         providers=tuple(table["providers"]),
         load_ms=float(table["load_ms"]),
         latency_ms=tuple(float(value) for value in table["latency_ms"]),
+        nodes=table.get("nodes", {}),
     )

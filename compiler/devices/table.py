@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
     from edgec.devices.check import OnDevice
 
-_COLOURS = {"passed": "green", "failed": "red", "refused": "red", "skipped": "yellow"}
+_COLOURS = {
+    "passed": "green",
+    "failed": "red",
+    "refused": "red",
+    "skipped": "yellow",
+    "checked": "cyan",
+}
 _COLUMNS = (
     *("device", "status", "onnxruntime", "samples", "agreement", "SQNR dB", "here dB"),
     *("M instructions", "M dot+i8mm"),

@@ -21,6 +21,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from edgec_runtime import plugins
 from edgec_runtime.bundle import Bundle, Check, read_bundle
 from edgec_runtime.errors import BundleError, EdgecError, InputError, TargetMismatchError
 from edgec_runtime.feeds import Array, check_feeds
@@ -37,6 +38,7 @@ _SILENT = 4  # ONNX Runtime's severity "fatal"
 _ORT_DTYPES = {"float": "float32", "double": "float64"}
 # provider -> its option for the number of threads; the others follow the session's
 _THREAD_OPTIONS = {"OpenVINOExecutionProvider": "num_of_threads"}
+_ASSIGNMENT = "session.record_ep_graph_assignment_info"
 _RANGE_TERM = re.compile(r"\s*(>=|<=|==|!=|>|<)\s*(\d+(?:\.\d+)*)\s*")
 
 
@@ -46,6 +48,7 @@ def load(
     mapped: bool = False,
     check: Check = "auto",
     any_target: bool = False,
+    provider_options: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Model:
     """Open a bundle.
 
@@ -56,6 +59,8 @@ def load(
     check: "auto" compares all digests below 64 MiB, else all but the weights'; "full" all.
     any_target: run a bundle that was built for another instruction set or system, and
     leave out execution providers that this onnxruntime lacks (see ``Model.providers``).
+    provider_options: options of execution providers, by the provider's name, as its
+    documentation states them.
     Raises BundleError for the file, TargetMismatchError for the machine.
     """
     bundle = read_bundle(path, check)
@@ -63,7 +68,8 @@ def load(
     if not any_target:
         _check_target(bundle, machine)
     count = _threads(threads, manifest.session)
-    session = _open(bundle, machine, count, mapped, any_target)
+    chosen = provider_options or {}
+    session = _open(bundle, machine, count, mapped, any_target, chosen)
     _check_signature(bundle, session)
     return Model(bundle, session, count)
 
@@ -161,6 +167,21 @@ class Model:
         return tuple(self._session.get_providers())
 
     @property
+    def nodes(self) -> dict[str, int]:
+        """How many nodes of the graph each execution provider took.
+
+        Empty if there is but one provider, or if this onnxruntime does not tell.
+        """
+        if len(self.providers) < 2 or not hasattr(
+            self._session, "get_provider_graph_assignment_info"
+        ):
+            return {}
+        counts: dict[str, int] = {}
+        for part in self._session.get_provider_graph_assignment_info():
+            counts[part.ep_name] = counts.get(part.ep_name, 0) + len(part.get_nodes())
+        return counts
+
+    @property
     def path(self) -> pathlib.Path:
         """The bundle, links resolved."""
         return self._bundle.path
@@ -206,13 +227,19 @@ def _threads(given: int | None, session: Session) -> int:
 
 
 def _open(
-    bundle: Bundle, machine: Machine, threads: int, mapped: bool, any_target: bool
+    bundle: Bundle,
+    machine: Machine,
+    threads: int,
+    mapped: bool,
+    any_target: bool,
+    chosen: Mapping[str, Mapping[str, str]],
 ) -> onnxruntime.InferenceSession:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when onnxruntime is imported
     import onnxruntime
 
     settings = bundle.manifest.session
     _check_version(bundle, onnxruntime.__version__)
+    plugins.register(settings.providers)
     providers = _providers(bundle, onnxruntime.get_available_providers(), any_target)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _SILENT
@@ -225,13 +252,19 @@ def _open(
     if mapped or not settings.prepacking:
         config["session.disable_prepacking"] = "1"
     config["session.model_external_initializers_file_folder_path"] = str(bundle.path.parent)
+    if len(providers) > 1:
+        config[_ASSIGNMENT] = "1"
+    named = {
+        name: {**_provider_options(name, threads), **chosen.get(name, {})} for name in providers
+    }
     try:
         for key, value in config.items():
             options.add_session_config_entry(key, value)
+        added = [name for name in providers if plugins.add(options, name, named[name])]
         session = onnxruntime.InferenceSession(
             bundle.graph(),
             options,
-            providers=[(name, _provider_options(name, threads)) for name in providers],
+            providers=None if added else list(named.items()),
             disabled_optimizers=list(settings.disabled_optimizers),
             enable_fallback=0,  # its fallback prints to stdout
         )
@@ -261,9 +294,11 @@ def _providers(bundle: Bundle, available: Sequence[str], any_target: bool) -> li
     if present == list(wanted) or (any_target and present):
         return present
     [missing, *_] = [name for name in wanted if name not in available]
+    plugin = plugins.PLUGINS.get(missing)
+    what = f"pip install {plugin.package}" if plugin else "install the onnxruntime package with it"
     raise EdgecError(
         f"bundle {bundle.path}: it needs the execution provider '{missing}'; this "
-        f"onnxruntime has {', '.join(available)}; install the onnxruntime package with it, "
+        f"onnxruntime has {', '.join(available)}; {what}, "
         "or load it with any_target=True to run it slower or less exactly"
     )
 
