@@ -1,0 +1,74 @@
+"""Chromium: the page of examples/web finds in a photograph what Python finds; and the devices."""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from devices import bundles, web_page
+from devices.test_check import require
+from PIL import Image
+
+import edgec
+import edgec_runtime
+from edgec.devices.check import Samples, verify_on
+from edgec.errors import SourceError
+from edgec_runtime.golden import sqnr_db
+
+sys.path.append(str(web_page.ROOT / "examples"))
+
+pytestmark = pytest.mark.slow  # a browser starts for each, and a real model is built
+
+
+@pytest.fixture(autouse=True)
+def _chromium() -> None:
+    require("chromium-wasm")
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """EfficientNet-Lite0 for web, as edgec builds it by default."""
+    import efficientnet_lite0
+
+    bundle = tmp_path_factory.mktemp("page") / "classifier.edgec"
+    try:
+        source = replace(efficientnet_lite0.build(), metric=None, evaluation=None)
+        edgec.build(source, target="web", output=bundle, verify=False, keep_reference=False)
+    except SourceError as error:
+        pytest.skip(str(error))
+    return bundle
+
+
+@pytest.mark.parametrize("name", ["puppy", "Strawberry.512"])
+def test_the_page_finds_what_python_finds(classifier: pathlib.Path, name: str) -> None:
+    import photographs
+
+    [path] = [p.path for p in photographs.labelled() if p.path.stem == name]
+    found = web_page.classified(classifier, path)
+    assert found["problems"] == [] and found["state"] == "ready"
+    assert found["isolated"]  # threads are allowed
+    model = edgec_runtime.load(classifier, threads=1, any_target=True)
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    expected = model(**model.prepare_image(pixels))["logits"][0]
+    best = np.argsort(-expected)[:5]
+    assert [row["label"] for row in found["best"]] == [model.labels[i] for i in best]
+    # the same pixels but for a few values that round the other way
+    assert sqnr_db(expected, np.array(found["logits"])) > 45
+
+
+def test_the_page_says_why_a_bundle_is_refused(tmp_path: pathlib.Path) -> None:
+    found = web_page.classified(bundles.build("arm64", tmp_path), pathlib.Path("unused"))
+    assert found["state"] == "failed"
+    assert found["status"].startswith("the bundle was built for arm64 (arm64; linux, windows")
+
+
+@pytest.mark.parametrize("device", ["chromium-wasm", "chromium-webgpu"])
+def test_a_bundle_passes_in_the_browser(device: str, tmp_path: pathlib.Path) -> None:
+    bundle = bundles.build("web", tmp_path)
+    [verdict] = verify_on(bundle, [device], Samples(tuple(bundles.samples()), 3))
+    assert verdict.status == "passed", verdict.reason
+    assert verdict.outcome is not None
+    assert ("wasm_threads" in verdict.outcome.features) == (device == "chromium-wasm")
