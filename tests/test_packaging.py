@@ -54,9 +54,13 @@ def test_every_folder_with_code_is_packaged() -> None:
 def test_every_file_that_is_no_code_is_packaged() -> None:
     data = PROJECT["tool"]["setuptools"]["package-data"]
     folders = PROJECT["tool"]["setuptools"]["package-dir"]
-    for package, folder in folders.items():
-        patterns = data.get(package, [])
-        packaged = {p for pattern in patterns for p in (ROOT / folder).glob(pattern)}
+    packaged = {
+        path
+        for package, folder in folders.items()
+        for pattern in data.get(package, [])
+        for path in (ROOT / folder).glob(pattern)
+    }
+    for folder in folders.values():
         for file in (ROOT / folder).rglob("*"):
             if file.is_file() and file.suffix not in (".py", ".pyc"):
                 assert file in packaged, f"{file.relative_to(ROOT)} is not in the wheel"
