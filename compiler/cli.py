@@ -237,9 +237,53 @@ def inspect(bundle: pathlib.Path, as_json: bool) -> None:
 )
 @click.option("--data", metavar="DATA", help="Real inputs to time on; the golden sample otherwise.")
 @click.option("--min-speedup", type=float, help="Promise: least speed-up over the reference.")
+@click.option(
+    "--on",
+    "devices",
+    multiple=True,
+    metavar="DEVICE",
+    help="Say what it costs there instead: executed instructions on an emulated CPU of "
+    "`edgec devices`, latency on native, ssh://user@host or adb:. May be repeated.",
+)
+@click.option(
+    "--record",
+    type=click.Path(path_type=pathlib.Path),
+    metavar="FILE",
+    help="With --on a real device: add its latencies, and the counts of a profile, to FILE.",
+)
+@click.option(
+    "--estimate",
+    type=click.Path(path_type=pathlib.Path),
+    metavar="FILE",
+    help="With --on a profile that counts: estimate the latency on the device recorded in FILE.",
+)
 @json_option
-def bench(bundle: pathlib.Path, as_json: bool, min_speedup: float | None, **options: Any) -> None:
-    """Time BUNDLE and its float32 reference side by side in the same runtime."""
+@click.pass_context
+def bench(
+    ctx: click.Context,
+    bundle: pathlib.Path,
+    as_json: bool,
+    min_speedup: float | None,
+    devices: tuple[str, ...],
+    record: pathlib.Path | None,
+    estimate: pathlib.Path | None,
+    **options: Any,
+) -> None:
+    """Time BUNDLE and its float32 reference side by side in the same runtime.
+
+    With --on, say what they cost on other devices, one thread each.
+    """
+    if devices:
+        from edgec.cli_devices import bench_on
+
+        for name in ("threads", "seconds", "min_speedup"):
+            if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+                raise click.UsageError(f"--{name.replace('_', '-')} is for this machine, not --on")
+        choice = {name: options[name] for name in ("against", "data")}
+        bench_on(bundle, devices, record, as_json=as_json, estimate=estimate, **choice)
+        return
+    if record is not None or estimate is not None:
+        raise click.UsageError("--record and --estimate need --on")
     from edgec.bench_bundle import bench_bundle
     from edgec.report_terminal import print_bench
 

@@ -92,6 +92,31 @@ def _verify_on(
         exit_with(1)
 
 
+def bench_on(
+    bundle: pathlib.Path,
+    devices: tuple[str, ...],
+    record: pathlib.Path | None,
+    *,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Print what a bundle costs on devices. record: the file that it is added to."""
+    from edgec.devices.cost import cost_on, records_of
+    from edgec.devices.record import add_records, read_records
+    from edgec.devices.table import print_costs
+
+    if record is not None and record.exists():
+        read_records(record)  # damage is told before the minutes of a run
+    with progress_bar(quiet=as_json) as progress:
+        costs = cost_on(bundle, devices, progress=progress, **options)
+    if record is not None:
+        add_records(record, records_of(costs))
+    if as_json:
+        click.echo(json.dumps([cost.facts() for cost in costs], indent=2, sort_keys=True))
+    else:
+        print_costs(costs, console())
+
+
 @click.group(invoke_without_command=True)
 @json_option
 @click.pass_context

@@ -100,12 +100,7 @@ def make_manifest(
     provenance: Mapping[str, Any],
 ) -> parts.Manifest:
     """The manifest of a bundle before its golden sample and results are known."""
-    graph = parts.Graph(
-        file="graph.onnx",
-        inputs=tuple(_value(v) for v in model.graph.inputs),
-        outputs=tuple(_value(v) for v in model.graph.outputs),
-    )
-    session = target.session
+    graph, session = graph_entry(model), target.session
     return parts.Manifest(
         name=source.name,
         version=version,
@@ -126,6 +121,15 @@ def make_manifest(
         image=_image(source, graph),
         labels=source.labels,
         provenance=provenance,
+    )
+
+
+def graph_entry(model: ir.Model) -> parts.Graph:
+    """What a manifest says about the bundle's graph: its file and signature."""
+    return parts.Graph(
+        file="graph.onnx",
+        inputs=tuple(_value(v) for v in model.graph.inputs),
+        outputs=tuple(_value(v) for v in model.graph.outputs),
     )
 
 

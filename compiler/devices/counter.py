@@ -5,7 +5,7 @@ cache of devices, under the digest of its text. Where it cannot be made or loade
 no counts, and the reason is told; the run itself needs none of it.
 
 Left out on purpose: cycles. No pipeline and no cache is modelled, so counts compare programs
-on one CPU, and CPUs only by what a calibration says (``edgec.devices.calibration``).
+on one CPU, and CPUs only by what was recorded on a real one (``edgec.devices.cost_model``).
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from edgec.devices.install import cache_folder
 from edgec.errors import DeviceError
 
 HOSTS = pathlib.Path(__file__).parent / "hosts"
-# classes of instructions that need no other: each is a part of the total
-GROUPS = ("load_store", "simd", "sve", "sme")
 _START, _END = 1, 2  # the guest's labels around the call that counts
 _LINE = re.compile(r"edgec-count (\d+)((?: \w+=\d+)+)")
 _TIMEOUT_S = 120.0

@@ -6,13 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgec.devices.install import missing
-from edgec.report_terminal import table
+from edgec.report_terminal import plain_text, table
 from edgec.targets import load_profile, profile_names
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from edgec.devices.check import OnDevice
+    from edgec.devices.cost import DeviceCost
 
 _COLOURS = {
     "passed": "green",
@@ -25,6 +27,21 @@ _COLUMNS = (
     *("device", "status", "onnxruntime", "samples", "agreement", "SQNR dB", "here dB"),
     *("M instructions", "M dot+i8mm"),
 )
+
+
+_CLASSES = {  # class of instructions -> its row
+    "total": "all instructions",
+    "load_store": "  loads, stores",
+    "simd": "  SIMD",
+    "fma_fp32": "    fp32 multiply-add",
+    "fma_fp16": "    fp16 multiply-add",
+    "widening": "    widening multiply",
+    "dot": "    int8 dot product",
+    "i8mm": "    int8 matrix product",
+    "bf16": "    bf16 products",
+    "sve": "  SVE",
+    "sme": "  SME",
+}
 
 
 def describe_devices() -> list[dict[str, Any]]:
@@ -64,6 +81,41 @@ def verdicts_table(verdicts: Sequence[OnDevice]) -> Table:
     """
     rows = [tuple(_cells(verdict)) for verdict in verdicts]
     return table(_COLUMNS, rows, right=_COLUMNS[2:], styles=_COLOURS)
+
+
+def print_costs(costs: Sequence[DeviceCost], console: Console) -> None:
+    """A table per device: its models, million instructions by class, milliseconds; the notes."""
+    for cost in costs:
+        console.print(costs_table(cost))
+        if cost.ratio is not None:
+            console.print(plain_text(f"{cost.ratio:.2f} of the float32 reference"))
+        for note in cost.notes:
+            console.print(plain_text(note))
+        console.print()
+
+
+def costs_table(cost: DeviceCost) -> Table:
+    """What each model costs, in a column of its own.
+
+    Instructions in millions, classes that none of the models executes left out.
+    """
+    rows: list[tuple[str, ...]] = [
+        (words, *(_number(model.counts and model.counts[name] / 1e6) for model in cost.models))
+        for name, words in _CLASSES.items()
+        if any(model.counts and model.counts[name] for model in cost.models)
+    ]
+    if cost.is_real:
+        rows.append(("milliseconds", *(_number(model.latency_ms) for model in cost.models)))
+    if any(model.estimate_ms is not None for model in cost.models):
+        rows.append(("milliseconds, estimated", *(_number(m.estimate_ms) for m in cost.models)))
+    rows.append(("megabytes", *(_number(model.size_bytes / 1e6) for model in cost.models)))
+    names = tuple(model.name for model in cost.models)
+    unit = "" if cost.is_real else ", million"
+    return table((f"on {cost.device}{unit}", *names), rows, right=names, wrap=names)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _cells(verdict: OnDevice) -> Iterator[str]:
