@@ -16,7 +16,7 @@ import click
 
 import edgec
 from edgec.cli_console import BROKEN_PROMISE, console, exit_with, json_option, progress_bar
-from edgec.cli_devices import devices, verify
+from edgec.cli_devices import devices, mobile, verify
 
 
 class _Group(click.Group):
@@ -344,7 +344,7 @@ def doctor(as_json: bool) -> None:
         exit_with(1)
 
 
-for command in (verify, devices):
+for command in (verify, devices, mobile):
     main.add_command(command)
 
 

@@ -156,3 +156,50 @@ def devices_install(names: tuple[str, ...]) -> None:
                 click.echo(f"{name} is installed")
     if failed:
         exit_with(1)
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=pathlib.Path))
+@click.option(
+    "--library",
+    "libraries",
+    multiple=True,
+    type=click.Path(path_type=pathlib.Path),
+    help="Native library of the app, to be checked for pages of 16 KiB. May be repeated.",
+)
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=pathlib.Path, file_okay=False),
+    help="Folder for the .ort file and the operators of a reduced build.",
+)
+@json_option
+def mobile(
+    bundle: pathlib.Path,
+    as_json: bool,
+    libraries: tuple[pathlib.Path, ...],
+    output: pathlib.Path | None,
+) -> None:
+    """Check BUNDLE for phones: ONNX Runtime's own format, accelerators, native libraries.
+
+    The graph is converted as a reduced build of ONNX Runtime needs it, and must give the same
+    outputs.
+    """
+    from edgec.devices.android import check_mobile
+    from edgec.report_terminal import print_facts
+
+    found = check_mobile(bundle, libraries, output)
+    if as_json:
+        click.echo(json.dumps(found.facts(), indent=2, sort_keys=True))
+    else:
+        print_facts(found.facts(), console())
+    small = [lib for lib in found.libraries if not lib.loads_with_16k_pages]
+    for lib in small:
+        click.echo(
+            f"edgec: library {lib.path}: its segments are aligned to {lib.align_bytes} bytes, "
+            "phones with pages of 16 KiB do not load it; link it with "
+            "-Wl,-z,max-page-size=16384",
+            err=True,
+        )
+    if small:
+        exit_with(1)
