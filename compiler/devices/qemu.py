@@ -1,7 +1,8 @@
 """Linux programs of another CPU under qemu's user-mode emulation.
 
-The guest is the Python and the ONNX Runtime wheel that the device itself would use, so the
-kernels that run are the device's. Some hundred times slower than the CPU: times mean nothing.
+The guest is the Python and the ONNX Runtime that the device itself would use, a wheel's or
+Debian's, so the kernels that run are the device's. Some hundred times slower than the CPU:
+times mean nothing.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ _PROGRAMS = {
     "riscv64": "qemu-riscv64",
 }
 _NEWER = ("avx512", "avx_vnni", "amx")  # no emulated CPU has them
+_COMPILED = "PYTHONPYCACHEPREFIX"  # Python's variable for the folder of compiled modules
+_BLAS = ("blas", "lapack")
 ROOT, SITE, HOST = "root", "site", "host"  # folders of an environment
 
 
 def open_emulator(profile: Profile, folder: pathlib.Path) -> LocalPython:
-    """The emulated device. folder: its environment, with root/, site/ and host/.
+    """The emulated device. folder: its environment, with root/, host/ and maybe site/.
 
     Without a root/ the guest is this machine's own Python, for an older CPU of its kind.
     """
@@ -40,11 +43,13 @@ def open_emulator(profile: Profile, folder: pathlib.Path) -> LocalPython:
     root, held = folder / ROOT, contextlib.ExitStack()
     if root.is_dir():
         python, path = str(_python(root)), [str(folder / SITE)]
+        if not (folder / SITE).is_dir():  # Debian's modules are not compiled: 8 s at each start
+            environment |= {"PYTHONDONTWRITEBYTECODE": "", _COMPILED: str(folder / "compiled")}
     else:
         python, path = sys.executable, []
         root = pathlib.Path(held.enter_context(tempfile.TemporaryDirectory(prefix="edgec-")))
         _write_cpuinfo(root / "proc" / "cpuinfo", profile)
-    guest, counter = ["-cpu", profile.cpu, "-L", str(root), python], None
+    guest, counter = ["-cpu", profile.cpu, "-L", str(root), *_alternatives(root), python], None
     if profile.counts:
         nothing, variables = [*guest, "-c", ""], {**clean_environment(), **environment}
         counter = open_counter(profile.arch, program, nothing, variables)
@@ -85,6 +90,12 @@ def _program(profile: Profile, host: pathlib.Path) -> tuple[str, str]:
     if found is None:
         raise DeviceMissingError(f"device {profile.name}: there is no {name}; install qemu-user")
     return found, ""
+
+
+def _alternatives(root: pathlib.Path) -> list[str]:
+    """Options that show the guest Debian's BLAS, to which only an installation makes links."""
+    found = [str(path) for name in _BLAS for path in root.glob(f"usr/lib/*/{name}")]
+    return ["-E", f"LD_LIBRARY_PATH={':'.join(found)}"] if found else []
 
 
 def _python(root: pathlib.Path) -> pathlib.Path:

@@ -42,15 +42,19 @@ X86_FLAGS = {  # /proc/cpuinfo -> feature
     "avx_vnni": "vnni",
 }
 _AT_HWCAP, _AT_HWCAP2 = 16, 26
-_ARM_BITS = (  # (auxiliary vector entry, bit) of Linux's asm/hwcap.h -> feature
-    (_AT_HWCAP, 1, "neon"),
-    (_AT_HWCAP, 10, "fp16"),
-    (_AT_HWCAP, 20, "dotprod"),
-    (_AT_HWCAP, 22, "sve"),
-    (_AT_HWCAP2, 13, "i8mm"),
-    (_AT_HWCAP2, 14, "bf16"),
-    (_AT_HWCAP2, 23, "sme"),
-)
+_HWCAP_BITS = {  # (auxiliary vector entry, bit) of Linux's asm/hwcap.h -> feature
+    "arm64": (
+        (_AT_HWCAP, 1, "neon"),
+        (_AT_HWCAP, 10, "fp16"),
+        (_AT_HWCAP, 20, "dotprod"),
+        (_AT_HWCAP, 22, "sve"),
+        (_AT_HWCAP2, 13, "i8mm"),
+        (_AT_HWCAP2, 14, "bf16"),
+        (_AT_HWCAP2, 23, "sme"),
+    ),
+    "armhf": ((_AT_HWCAP, 12, "neon"), (_AT_HWCAP, 24, "dotprod")),
+    "riscv64": ((_AT_HWCAP, ord("v") - ord("a"), "rvv"),),
+}
 _MAC_KEYS = {
     "hw.optional.avx2_0": "avx2",
     "hw.optional.fma": "fma",
@@ -93,7 +97,7 @@ def current_os() -> str:
 
 def _features(arch: str, system: str) -> set[str]:
     if system in ("linux", "android"):
-        return _linux_arm_features() if arch == "arm64" else _linux_x86_features()
+        return _linux_x86_features() if arch == "x86_64" else _linux_hwcap_features(arch)
     if system == "macos":
         return _mac_features()
     if system == "windows":
@@ -112,14 +116,15 @@ def _linux_x86_features() -> set[str]:
     return set()
 
 
-def _linux_arm_features() -> set[str]:
+def _linux_hwcap_features(arch: str) -> set[str]:
     # not /proc/cpuinfo: an emulator shows the host's there, the auxiliary vector is its own
     try:
         getauxval = ctypes.CDLL(None).getauxval
     except (OSError, AttributeError):  # a C library without it
         return set()
     getauxval.argtypes, getauxval.restype = [ctypes.c_ulong], ctypes.c_ulong
-    return {name for entry, bit, name in _ARM_BITS if getauxval(entry) >> bit & 1}
+    bits = _HWCAP_BITS.get(arch, ())
+    return {name for entry, bit, name in bits if getauxval(entry) >> bit & 1}
 
 
 def _mac_features() -> set[str]:

@@ -65,19 +65,33 @@ def test_x86_features_on_linux(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _cpuinfo(monkeypatch, None) == set()
 
 
-def test_arm_features_on_linux(monkeypatch: pytest.MonkeyPatch) -> None:
+def _auxiliary_vector(monkeypatch: pytest.MonkeyPatch, *entries: int) -> None:
     class Getauxval:
         argtypes: object = None
         restype: object = None
 
         def __call__(self, entry: int) -> int:
-            return {16: 1 << 1 | 1 << 20, 26: 1 << 13}[entry]
+            return dict(zip((16, 26), entries, strict=True))[entry]
 
     library = type("Library", (), {"getauxval": Getauxval()})
     monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+
+
+def test_arm_features_on_linux(monkeypatch: pytest.MonkeyPatch) -> None:
+    _auxiliary_vector(monkeypatch, 1 << 1 | 1 << 20, 1 << 13)
     assert machine._features("arm64", "linux") == {"neon", "dotprod", "i8mm"}
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     assert machine._features("arm64", "android") == set()
+
+
+def test_the_same_bits_mean_something_else_on_another_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    _auxiliary_vector(monkeypatch, 0x1FB0D7, 0x1F)  # a Cortex-A7
+    assert machine._features("armhf", "linux") == {"neon"}
+    _auxiliary_vector(monkeypatch, 0x112D, 0)  # RV64GC
+    assert machine._features("riscv64", "linux") == set()
+    _auxiliary_vector(monkeypatch, 0x20112D, 0)
+    assert machine._features("riscv64", "linux") == {"rvv"}
+    assert machine._features("s390x", "linux") == set()
 
 
 def test_other_systems_know_nothing() -> None:
