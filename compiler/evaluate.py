@@ -2,7 +2,8 @@
 
 Agreement is the share of samples on which both give the same answer: the same argmax for
 a classifier (per position, where there are several), a relative error under 5 % otherwise.
-SQNR is taken over all floating-point outputs of all samples together.
+SQNR is taken over all floating-point outputs of all samples together. Positions of a sequence
+that an input ``attention_mask`` hides count for neither (``edgec.passes.attention_mask``).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import onnx_ir as ir
 from edgec.data import Sample
 from edgec.errors import DataError
 from edgec.metrics import TaskMetric
+from edgec.passes.attention_mask import only_shown, shown_positions
 from edgec.report import Metric
 
 Array = np.ndarray[Any, Any]
@@ -57,6 +59,9 @@ def judge_outputs(
     for sample in samples:
         expected, actual = reference(sample.feeds), bundle(sample.feeds)
         total += 1
+        whole = expected, actual
+        shown = shown_positions(sample.feeds)
+        expected, actual = (_shown(outputs, shown) for outputs in whole)
         agreeing += _agreement(expected, actual, classifier)
         for name, value in expected.items():
             if value.dtype.kind == "f":
@@ -68,8 +73,8 @@ def judge_outputs(
                     f"metric {metric.name} needs labels, but the evaluation data has no array "
                     "besides the inputs; add one named 'label'"
                 )
-            kept[0].append(expected)
-            kept[1].append(actual)
+            kept[0].append(whole[0])
+            kept[1].append(whole[1])
             labels.append(sample.labels)
         progress(int(total))
     if not total:
@@ -137,6 +142,10 @@ def _agreement(
         s, n = _power(value, actual[name])
         signal, noise = signal + s, noise + n
     return float(np.isfinite(noise) and noise <= _CLOSE**2 * signal)
+
+
+def _shown(outputs: Mapping[str, Array], shown: Array | None) -> Mapping[str, Array]:
+    return {name: only_shown(value, shown) for name, value in outputs.items()}
 
 
 def _power(reference: Array, actual: Array) -> tuple[float, float]:

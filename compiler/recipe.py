@@ -24,6 +24,7 @@ from edgec.errors import RecipeError, suggestion
 from edgec.passes import PASSES, Pass, Stage
 from edgec.targets import Target
 
+_NEED_DATA = ("smooth-activations",)  # left out of a default recipe without calibration data
 ModelKind = Literal["convolutional", "transformer", "recurrent"]
 
 _BY_NAME = {cls.name: cls for cls in PASSES}
@@ -127,6 +128,8 @@ def default_recipes(target: Target, model: ir.Model, calibrated: bool) -> list[t
     names = getattr(target.recipe, model_kind(model))
     if not calibrated and "quantize-static" in names:
         names = target.recipe.uncalibrated
+    if not calibrated:
+        names = tuple(name for name in names if name not in _NEED_DATA)
     distinct = dict.fromkeys((names, target.recipe.compact, target.recipe.lossless))
     return [load_recipe(recipe) for recipe in distinct]
 

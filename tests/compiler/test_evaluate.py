@@ -113,3 +113,19 @@ def test_a_metric_needs_labels() -> None:
 def test_nothing_to_judge_on_is_refused() -> None:
     with pytest.raises(DataError, match="no samples"):
         judged([], [])
+
+
+def test_positions_that_a_mask_hides_count_for_nothing() -> None:
+    expected = np.ones((2, 3, 4), np.float32)
+    actual = expected.copy()
+    actual[0, 2] = 100.0
+    shown = {"attention_mask": np.array([[1, 1, 0], [1, 1, 1]])}
+    for feeds, agreement in ((shown, 1.0), ({}, 0.0)):
+        judged = judge_outputs(
+            lambda feeds: {"y": expected},
+            lambda feeds: {"y": actual},
+            [Sample(feeds, {})],
+            classifier=None,
+        )
+        assert judged.agreement == agreement
+        assert (judged.sqnr_db == 200.0) == (agreement == 1.0)
