@@ -1,0 +1,37 @@
+package ai.onnxruntime;
+
+import java.util.Map;
+import java.util.TreeMap;
+
+/** Stands for ONNX Runtime's class: it keeps what it is given. */
+public class OrtSession implements AutoCloseable {
+    public final byte[] model;
+    public final Map<String, String> settings;
+
+    OrtSession(byte[] model, Map<String, String> settings) {
+        this.model = model;
+        this.settings = settings;
+    }
+
+    @Override
+    public void close() throws OrtException {}
+
+    public static class SessionOptions implements AutoCloseable {
+        final Map<String, String> settings = new TreeMap<>();
+
+        public void setSessionLogLevel(OrtLoggingLevel level) throws OrtException {}
+
+        public void setIntraOpNumThreads(int count) throws OrtException {
+            settings.put("threads", String.valueOf(count));
+        }
+
+        public void setInterOpNumThreads(int count) throws OrtException {}
+
+        public void addConfigEntry(String key, String value) throws OrtException {
+            settings.put(key, value);
+        }
+
+        @Override
+        public void close() {}
+    }
+}
