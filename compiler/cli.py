@@ -258,9 +258,7 @@ def inspect(bundle: pathlib.Path, as_json: bool) -> None:
     help="With --on a profile that counts: estimate the latency on the device recorded in FILE.",
 )
 @json_option
-@click.pass_context
 def bench(
-    ctx: click.Context,
     bundle: pathlib.Path,
     as_json: bool,
     min_speedup: float | None,
@@ -276,6 +274,7 @@ def bench(
     if devices:
         from edgec.cli_devices import bench_on
 
+        ctx = click.get_current_context()
         for name in ("threads", "seconds", "min_speedup"):
             if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
                 raise click.UsageError(f"--{name.replace('_', '-')} is for this machine, not --on")

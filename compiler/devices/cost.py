@@ -237,11 +237,11 @@ def _estimated(cost: DeviceCost, model: CostModel) -> DeviceCost:
     """With the milliseconds that the counts stand for, and how far off they may be."""
     models, notes = [], []
     for one in cost.models:
+        estimate = None
         try:
             estimate = None if one.counts is None else model.milliseconds(one.counts)
-        except DataError as error:
-            estimate = None
-            notes.append(f"{one.name} is not estimated: {error}")
+        except DataError as reason:
+            notes.append(f"{one.name} is not estimated: {reason}")
         models.append(replace(one, estimate_ms=estimate))
     error = (
         f"a left-out model is estimated {model.error:.0%} off on average"

@@ -38,6 +38,7 @@ _WAYS = {
     "kinds": (*_GROUPS, "rest"),
     "classes": (*_GROUPS, *_PRODUCTS, "rest"),
 }
+_ENOUGH = 3  # models from which leaving one out says something
 _UNSEEN = 0.01  # share of instructions of classes without a record that is still estimated
 
 
@@ -85,17 +86,18 @@ def fit(measured: Sequence[Measured]) -> CostModel:
             "no recorded model has both a latency and counts; record one on the device and on "
             "an emulated CPU of its kind: edgec bench BUNDLE --on native --on PROFILE --record FILE"
         )
-    ways = {way: _left_out_error(measured, way) for way in _WAYS}
-    # the coarser way where nothing tells that a finer one is better
-    way = min(ways, key=lambda name: ways[name] if ways[name] is not None else 0.0)
+    way = next(iter(_WAYS))
+    error: float | None = None
+    if len(measured) >= _ENOUGH:
+        errors = {way: _left_out_error(measured, way) for way in _WAYS}
+        way = min(errors, key=errors.__getitem__)
+        error = errors[way]
     seen = {name for one in measured for name, number in _parts(one.counts).items() if number}
-    return CostModel(way, _costs(measured, way), frozenset(seen), ways[way], len(measured))
+    return CostModel(way, _costs(measured, way), frozenset(seen), error, len(measured))
 
 
-def _left_out_error(measured: Sequence[Measured], way: str) -> float | None:
-    """Mean relative error of each model's estimate from the other ones; None below three."""
-    if len(measured) < 3:
-        return None
+def _left_out_error(measured: Sequence[Measured], way: str) -> float:
+    """Mean relative error of each model's estimate from the other ones."""
     errors = []
     for number, one in enumerate(measured):
         others = [*measured[:number], *measured[number + 1 :]]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from edgec.devices.check import OnDevice
-    from edgec.devices.cost import DeviceCost
+    from edgec.devices.cost import DeviceCost, ModelCost
 
 _COLOURS = {
     "passed": "green",
@@ -100,9 +100,9 @@ def costs_table(cost: DeviceCost) -> Table:
     Instructions in millions, classes that none of the models executes left out.
     """
     rows: list[tuple[str, ...]] = [
-        (words, *(_number(model.counts and model.counts[name] / 1e6) for model in cost.models))
+        (words, *(_number(_millions(model, name)) for model in cost.models))
         for name, words in _CLASSES.items()
-        if any(model.counts and model.counts[name] for model in cost.models)
+        if any(_millions(model, name) for model in cost.models)
     ]
     if cost.is_real:
         rows.append(("milliseconds", *(_number(model.latency_ms) for model in cost.models)))
@@ -112,6 +112,10 @@ def costs_table(cost: DeviceCost) -> Table:
     names = tuple(model.name for model in cost.models)
     unit = "" if cost.is_real else ", million"
     return table((f"on {cost.device}{unit}", *names), rows, right=names, wrap=names)
+
+
+def _millions(model: ModelCost, name: str) -> float | None:
+    return None if model.counts is None else model.counts[name] / 1e6
 
 
 def _number(value: float | None) -> str:

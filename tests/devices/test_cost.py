@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import shutil
 import subprocess
+from collections.abc import Callable
 
+import graphs
+import numpy as np
+import onnx_ir as ir
 import pytest
+from click.testing import CliRunner
 from devices import bundles
 
+import edgec
+from edgec.cli import main
 from edgec.devices.check import verify_on
 from edgec.devices.connect import open_device
 from edgec.devices.counter import HOSTS, counts_between_marks, open_counter
@@ -16,6 +24,7 @@ from edgec.devices.install import missing
 from edgec.devices.job import Job, Outcome
 from edgec.errors import DeviceError
 from edgec.targets import load_profile
+from edgec_runtime.bundle import read_bundle
 
 
 def require(*devices: str) -> None:
@@ -152,3 +161,97 @@ def test_every_encoding_falls_into_its_class(tmp_path: pathlib.Path) -> None:
     for name, words in WORDS.items():
         done = subprocess.run([program, *words.split()], capture_output=True, text=True, check=True)
         assert set(done.stdout.split()) == {name}, words
+
+
+@pytest.mark.slow
+def test_the_command_prints_counts_the_kernel_and_an_estimate(
+    bundle: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    require("cortex-a76")
+    file = tmp_path / "board.json"
+    arguments = ["bench", str(bundle), "--on", "cortex-a76"]
+    recorded = CliRunner().invoke(main, [*arguments, "--on", "native", "--record", str(file)])
+    assert recorded.exit_code == 0, recorded.output
+    assert "int8 dot product" in recorded.stdout and "kernels made for it" in recorded.stdout
+    shown = CliRunner().invoke(main, [*arguments, "--estimate", str(file), "--json"])
+    [found] = json.loads(shown.stdout)
+    ours, reference = found["models"]
+    assert ours["instructions"]["dot"] == 4 * 256 * 320 // 16
+    assert reference["instructions"]["fma_fp32"] == 4 * 256 * 320 // 4
+    assert found["ratio"] < 1 and ours["latency_ms"] is None
+    assert ours["estimate_ms"] > 0 and "too few models" in found["notes"][-1]
+
+
+def convolutional() -> tuple[ir.Model, dict[str, tuple[int, ...]]]:
+    text = """cnn (float[1, 16, 24, 24] x) => (float[1, 64, 12, 12] y) {
+        [stem] a = Conv <pads = [1, 1, 1, 1]> (x, k1)
+        r = Relu (a)
+        [wide] b = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (r, k2)
+        s = Relu (b)
+        [point] y = Conv (s, k3)
+    }"""
+    shapes = {"k1": (64, 16, 3, 3), "k2": (64, 64, 3, 3), "k3": (64, 64, 1, 1)}
+    weights = {
+        name: graphs.weight(*shape, seed=number) / np.float32(np.sqrt(shape[1]))
+        for number, (name, shape) in enumerate(shapes.items())
+    }
+    return graphs.graph(text, weights), {"x": (1, 16, 24, 24)}
+
+
+def transformer() -> tuple[ir.Model, dict[str, tuple[int, ...]]]:
+    text = """mlp (float[32, 256] x) => (float[32, 256] y) {
+        [up] a = MatMul (x, k1)
+        g = Gelu (a)
+        [down] b = MatMul (g, k2)
+        y = Add (x, b)
+    }"""
+    weights = {"k1": graphs.weight(256, 512) / 2, "k2": graphs.weight(512, 256, seed=1)}
+    return graphs.graph(text, weights), {"x": (32, 256)}
+
+
+def recurrent() -> tuple[ir.Model, dict[str, tuple[int, ...]]]:
+    text = """lstm (float[12, 1, 128] x) => (float[12, 128] y) {
+        [lstm] h = LSTM <hidden_size = 128> (x, w, r)
+        flat = Reshape (h, shape)
+        [head] y = MatMul (flat, k)
+    }"""
+    weights = {
+        "w": graphs.weight(1, 512, 128),
+        "r": graphs.weight(1, 512, 128, seed=1),
+        "k": graphs.weight(128, 128, seed=2),
+        "shape": np.array([12, 128]),
+    }
+    return graphs.graph(text, weights), {"x": (12, 1, 128)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [convolutional, transformer, recurrent])
+def test_each_target_is_the_cheaper_one_on_its_own_cpu(
+    make: Callable[[], tuple[ir.Model, dict[str, tuple[int, ...]]]], tmp_path: pathlib.Path
+) -> None:
+    own = {"arm64": "cortex-a72", "arm64-dotprod": "cortex-a76"}
+    require(*own.values())
+    model, shapes = make()
+    ir.save(model, tmp_path / "model.onnx")
+
+    def samples(first: int, last: int) -> Callable[[], list[dict[str, np.ndarray]]]:
+        return lambda: [
+            {name: graphs.feed(*shape, seed=seed) for name, shape in shapes.items()}
+            for seed in range(first, last)
+        ]
+
+    totals, files = {}, {}
+    for target in own:
+        built = tmp_path / f"{target}.edgec"
+        options = {"calibration": samples(2, 18), "evaluation": samples(0, 1), "verify": False}
+        edgec.build(tmp_path / "model.onnx", target=target, output=built, **options)
+        entries = {e.name: e.sha256 for e in read_bundle(built).manifest.entries}
+        files[target] = entries["graph.onnx"], entries["weights.bin"]
+        for verdict in verify_on(built, list(own.values()), any_target=True):
+            assert verdict.status == "passed", verdict.reason
+            assert verdict.outcome is not None and verdict.outcome.counts is not None
+            totals[target, verdict.device] = verdict.outcome.counts["total"]
+    assert files["arm64"] != files["arm64-dotprod"]
+    for target, cpu in own.items():
+        # counts repeat within 1 %
+        assert totals[target, cpu] <= 1.01 * min(totals[other, cpu] for other in own)
