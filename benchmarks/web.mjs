@@ -15,7 +15,7 @@ import { join } from "node:path";
 import { load } from "../compiler/devices/hosts/edgec.mjs";
 import { bySample, readTensors, writeTensors } from "../compiler/devices/hosts/guest.mjs";
 
-const WARM_UP = 8; // V8 compiles again what runs often
+const WARM_UP = 24; // V8 compiles again what runs often
 
 const [modules, feedsFile, outputsFile, repeats, ...bundles] = process.argv.slice(2);
 const ort = createRequire(join(modules, "package.json"))("onnxruntime-web");

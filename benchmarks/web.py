@@ -6,7 +6,8 @@
 Each model is built for the target web in float32 and in every scheme below, and all of them
 run in one process of Node.js with onnxruntime-web, on one thread, calls in turns. Times are
 medians of CPU time as ratios to float32 there: over 1 is faster. SQNR is that of the outputs
-in Node.js against float32 in Node.js. The recipes of targets/web.toml follow from this table.
+in Node.js against float32 in Node.js, as `edgec build` judges them. The recipes of
+targets/web.toml follow from this table.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
@@ -29,14 +30,16 @@ from fixtures.locate import FixtureMissing
 from kinds import Array, Feeds, Given
 
 import edgec
-from edgec.devices.guest import numbered, read_tensors, write_tensors
+from edgec.data import Sample
+from edgec.devices.guest import by_sample, numbered, read_tensors, write_tensors
 from edgec.devices.install import installed_folder, missing
 from edgec.devices.web import MODULES
+from edgec.evaluate import judge_outputs
 from edgec.targets import Target, load_profile, load_target
-from edgec_runtime.golden import sqnr_db
 
 RUNNER = pathlib.Path(__file__).with_name("web.mjs")
 FLOAT = "float32"
+_CALIBRATING = 16  # samples
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,7 @@ class Scheme:
 
     passes: str
     target: Target
-    settings: tuple[str, ...] = field(default=())
-    calibrated: bool = False
+    settings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def main() -> None:
     for name in asked.only:
         print(f"{name} ...", file=sys.stderr)
         try:
-            given = kinds.MODELS[name](asked.calibration, asked.samples)
+            given = kinds.MODELS[name](asked.calibration, asked.samples + _CALIBRATING)
         except FixtureMissing as absent:
             print(f"{name} is left out: {absent}", file=sys.stderr)
             continue
@@ -102,22 +104,22 @@ def schemes() -> dict[str, Scheme]:
         FLOAT: Scheme("", web),
         "int8 weights": Scheme("quantize-weights", web),
         "int4 weights": Scheme("quantize-weights", web, ("quantize-weights.bits=4",)),
-        "static int8": Scheme("quantize-static", static[8], calibrated=True),
-        "static int8, 7-bit weights": Scheme("quantize-static", static[7], calibrated=True),
+        "static int8": Scheme("quantize-static", static[8]),
+        "static int8, 7-bit weights": Scheme("quantize-static", static[7]),
         "dynamic int8": Scheme("quantize-dynamic", recurrent),
+        "dynamic int8, smoothed": Scheme("smooth-activations,quantize-dynamic", recurrent),
     }
 
 
 def measured(
     model: str, given: Given, modules: pathlib.Path, folder: pathlib.Path, repeats: int
 ) -> list[Row]:
-    """float32 and every scheme of one model that its data allows."""
-    source, calibration, samples = given
+    """float32 and every scheme of one model; its last samples calibrate, without other data."""
+    source, calibration, feeds = given
+    samples, others = feeds[:-_CALIBRATING], feeds[-_CALIBRATING:]
     bundles: dict[str, pathlib.Path] = {}
     exported = folder / "float.reference.onnx"  # an export takes longer than its quantization
     for scheme, way in schemes().items():
-        if way.calibrated and calibration is None:
-            continue
         bundles[scheme] = folder / ("float.edgec" if scheme == FLOAT else f"{len(bundles)}.edgec")
         edgec.build(
             source if scheme == FLOAT else exported,
@@ -125,7 +127,7 @@ def measured(
             output=bundles[scheme],
             recipe=",".join(filter(None, ("cleanup", "fuse", way.passes, "lower"))),
             settings=way.settings,
-            calibration=calibration,
+            calibration=calibration or (lambda: iter(others)),
             evaluation=lambda: samples,
             verify=False,
             keep_reference=scheme == FLOAT,
@@ -137,7 +139,7 @@ def measured(
             model=model,
             scheme=scheme,
             size_mb=bundles[scheme].stat().st_size / 1e6,
-            sqnr_db=sqnr_db(outputs[0], outputs[place]),
+            sqnr_db=judged_db(samples, outputs[0], outputs[place]),
             speed=float(times[0] / times[place]),
         )
         for place, scheme in enumerate(bundles)
@@ -150,21 +152,30 @@ def run(
     modules: pathlib.Path,
     folder: pathlib.Path,
     repeats: int,
-) -> tuple[list[Array], Array]:
-    """The first output of each bundle over all samples, and CPU seconds [bundle, repeat]."""
+) -> tuple[list[Sequence[Feeds]], Array]:
+    """Outputs [bundle][sample] by name, and CPU seconds [bundle, repeat]."""
     feeds, outputs = folder / "feeds.tensors", folder / "outputs.tensors"
     write_tensors(feeds, numbered(samples))
     command = ["node", RUNNER, modules, feeds, outputs, repeats, *bundles]
     subprocess.run(list(map(str, command)), check=True)
     found = read_tensors(outputs)
     seconds = found.pop("seconds")
-    first = next(iter(found)).split(" ", 2)[2]
-    by_bundle: list[list[Array]] = [[] for _ in bundles]
-    for key, array in found.items():
-        place, _, name = key.split(" ", 2)
-        if name == first:
-            by_bundle[int(place)].append(array.ravel())
-    return [np.concatenate(arrays) for arrays in by_bundle], seconds
+    by_bundle = by_sample(found, len(bundles))
+    return [by_sample(arrays, len(samples)) for arrays in by_bundle], seconds
+
+
+def judged_db(
+    samples: Sequence[Feeds], expected: Sequence[Feeds], actual: Sequence[Feeds]
+) -> float:
+    """SQNR over all samples, without the positions that an attention mask hides."""
+    wanted, found = iter(expected), iter(actual)
+    judged = judge_outputs(
+        lambda feeds: next(wanted),
+        lambda feeds: next(found),
+        [Sample(given, {}) for given in samples],
+        classifier=None,
+    )
+    return judged.sqnr_db
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -36,11 +36,15 @@ TYPES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("bundle", type=pathlib.Path, help="a classifier, built for web")
     parser.add_argument("--sample", type=pathlib.Path, help="the sample picture")
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
     given = parser.parse_args()
+    if not given.bundle.is_file():
+        sys.exit(f"{given.bundle}: there is no such file; build it first, see --help")
     profile = load_profile("node-wasm")
     if reason := missing(profile):
         sys.exit(f"onnxruntime-web: {reason}")
@@ -60,7 +64,7 @@ def routes(
     """Every address that is served, and its file. runtime: the folder of onnxruntime-web."""
     files = {"/": PAGE / "index.html", "/model.edgec": bundle}
     files |= {f"/{name}": PAGE / name for name in ("app.mjs", "style.css")}
-    files |= {f"/{path.name}": path for path in HOSTS.glob("*.mjs")}
+    files |= {f"/{name}": HOSTS / name for name in ("edgec.mjs", "image.mjs")}
     files |= {f"/ort/{path.name}": path for path in runtime.iterdir()}
     return files | ({"/sample": sample} if sample is not None else {})
 

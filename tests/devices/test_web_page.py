@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -63,6 +64,13 @@ def test_the_page_says_why_a_bundle_is_refused(tmp_path: pathlib.Path) -> None:
     found = web_page.classified(bundles.build("arm64", tmp_path), pathlib.Path("unused"))
     assert found["state"] == "failed"
     assert found["status"].startswith("the bundle was built for arm64 (arm64; linux, windows")
+
+
+def test_a_bundle_that_is_not_there_is_named(tmp_path: pathlib.Path) -> None:
+    serve = web_page.ROOT / "examples/web/serve.py"
+    command = [sys.executable, str(serve), str(tmp_path / "no.edgec")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and "no.edgec: there is no such file" in done.stderr
 
 
 @pytest.mark.parametrize("device", ["chromium-wasm", "chromium-webgpu"])

@@ -36,7 +36,8 @@ const WEIGHTS = "weights.bin";
 const LOCATION = "./".repeat(125) + "weights"; // the graph's name for the bundle itself
 const AUTO_FULL_BYTES = 64 << 20; // below, the check "auto" hashes everything
 const FEATURES = ["wasm_simd"]; // what onnxruntime-web itself needs
-const PROVIDERS = { CPUExecutionProvider: "wasm", WebGpuExecutionProvider: "webgpu" };
+/** ONNX Runtime's names of execution providers -> those of onnxruntime-web. */
+export const PROVIDERS = { CPUExecutionProvider: "wasm", WebGpuExecutionProvider: "webgpu" };
 const ARRAYS = {
   bool: "Uint8Array",
   float16: "Uint16Array",

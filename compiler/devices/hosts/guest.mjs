@@ -4,7 +4,7 @@
  * A .tensors file has the layout of safetensors; its arrays are named "SAMPLE NAME".
  */
 
-import { EdgecError, load } from "./edgec.mjs";
+import { EdgecError, PROVIDERS, load } from "./edgec.mjs";
 
 // dtype of ONNX -> [code in the file, typed array]; float16 and bool as their bits and bytes
 const DTYPES = {
@@ -105,7 +105,7 @@ async function run(ort, job, bundle, feeds, options) {
     arch: "wasm32",
     os: "browser",
     features: ["wasm_simd", ...(ort.env.wasm.numThreads > 1 ? ["wasm_threads"] : [])],
-    providers: model.providers,
+    providers: Object.keys(PROVIDERS).filter((name) => model.providers.includes(PROVIDERS[name])),
     load_ms: loadMs,
     latency_ms: latencyMs,
   };
