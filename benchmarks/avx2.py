@@ -1,7 +1,6 @@
 """x86-64 without VNNI: does an int8 bundle still compute what it computes elsewhere?
 
-    python tests/fixtures/install.py --debian    # qemu-user, among others; or apt-get install it
-    python benchmarks/avx2.py [--only ocr ...] [--samples 8] [--emulated 2] [--repeats 40] [--json]
+    python benchmarks/avx2.py [--only ocr ...] [--samples 8] [--repeats 40] [--json]
 
 AVX2 multiplies uint8 by int8 and adds pairs of products in 16 bits, which saturate; VNNI adds
 in 32 bits. Three ways out are compared, beside float32:
@@ -12,11 +11,10 @@ in 32 bits. Three ways out are compared, beside float32:
 
 The target x86-64-avx2 ships one of the last two; the table names the other one beside it.
 
-SQNR is that of the outputs against float32, on this machine, on this CPU with everything
-newer than AVX2 hidden from its programs, and on a Haswell emulated by qemu (the first
-samples only: it is some hundred times slower). Times are CPU time per call on one thread,
-calls in turns, as ratios to float32 on the same machine; qemu's times say nothing.
-What is not to be had (qemu-user, a C compiler, CPUID faulting) is left out, with the reason.
+SQNR is that of the outputs against float32, on this machine and on this CPU with everything
+newer than AVX2 hidden from its programs. Times are CPU time per call on one thread, calls in
+turns, as ratios to float32 on the same machine. Without a C compiler and CPUID faulting only this
+machine is left. On an emulated Haswell: benchmarks/devices.py --devices haswell.
 """
 
 from __future__ import annotations
@@ -66,14 +64,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(_MODELS), choices=list(_MODELS))
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--calibration", type=int, default=64, help="samples")
-    parser.add_argument("--emulated", type=int, default=2, help="samples under qemu; 0: no qemu")
     parser.add_argument("--repeats", type=int, default=40, help="timed calls")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     asked = parser.parse_args()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         place = pathlib.Path(folder)
-        machines = list(_machines(place, asked.samples, asked.emulated))
+        machines = list(_machines(place))
         for name in asked.only:
             print(f"{name} ...", file=sys.stderr)
             try:
@@ -106,7 +103,7 @@ def schemes() -> dict[str, Target]:
 def measured(
     model: str,
     given: Given,
-    machines: Sequence[tuple[haswell.Machine, int]],
+    machines: Sequence[haswell.Machine],
     folder: pathlib.Path,
     repeats: int,
 ) -> list[Row]:
@@ -122,14 +119,12 @@ def measured(
         edgec.build(exported, target=target, output=bundles[scheme], keep_reference=False, **judged)
     found: dict[str, tuple[dict[str, float], Array]] = {}
     exact = run(haswell.native(), [bundles[FLOAT]], samples, folder, 0)[0][0]
-    for machine, count in machines:
-        turns = repeats if count == len(samples) else 0
-        outputs, seconds = run(machine, list(bundles.values()), samples[:count], folder, turns)
+    for machine in machines:
+        outputs, seconds = run(machine, list(bundles.values()), samples, folder, repeats)
         noise = {
-            scheme: worst_sqnr_db(exact[:count], outputs[place])
-            for place, scheme in enumerate(bundles)
+            scheme: worst_sqnr_db(exact, outputs[place]) for place, scheme in enumerate(bundles)
         }
-        found[machine.name] = noise, np.median(seconds, axis=1) if turns else np.array([])
+        found[machine.name] = noise, np.median(seconds, axis=1) if repeats else np.array([])
     return [
         Row(
             model=model,
@@ -179,9 +174,9 @@ def worst_sqnr_db(
     return min(worst)
 
 
-def table(rows: Sequence[Row], machines: Sequence[tuple[haswell.Machine, int]]) -> str:
+def table(rows: Sequence[Row], machines: Sequence[haswell.Machine]) -> str:
     """The rows as Markdown."""
-    names = [machine.name for machine, _ in machines]
+    names = [machine.name for machine in machines]
     columns = [f"SQNR dB, {name}" for name in names]
     columns += [f"speed, {name}" for name in names if any(name in row.speed for row in rows)]
     lines = [
@@ -195,19 +190,13 @@ def table(rows: Sequence[Row], machines: Sequence[tuple[haswell.Machine, int]]) 
     return "\n".join(lines)
 
 
-def _machines(
-    folder: pathlib.Path, samples: int, emulated: int
-) -> Iterator[tuple[haswell.Machine, int]]:
-    """Each machine that can be had, with the number of samples to run there."""
-    yield haswell.native(), samples
-    wanted = [(haswell.masked, samples)] + ([(haswell.emulated, emulated)] if emulated else [])
-    for make, count in wanted:
-        home = folder / make.__name__
-        home.mkdir()
-        try:
-            yield make(home), count
-        except FixtureMissing as missing:
-            print(f"left out: {missing}", file=sys.stderr)
+def _machines(folder: pathlib.Path) -> Iterator[haswell.Machine]:
+    """Each machine that can be had."""
+    yield haswell.native()
+    try:
+        yield haswell.masked(folder)
+    except FixtureMissing as missing:
+        print(f"left out: {missing}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,9 @@ import json
 import pathlib
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import kinds
 from fixtures.locate import FixtureMissing
@@ -34,7 +35,7 @@ from edgec.devices.check import OnDevice, Samples, check_fits, verify_on
 from edgec.devices.install import missing
 from edgec.errors import EdgecError, TargetMismatchError
 from edgec.report import Report
-from edgec.targets import load_profile, profile_names, target_names
+from edgec.targets import Target, load_profile, load_target, profile_names, target_names
 from edgec_runtime.bundle import read_bundle
 
 LOSSLESS = "cleanup,fuse,lower"
@@ -99,22 +100,18 @@ def built_and_run(
     """The rows of one kind; its export is made once and serves all targets."""
     source, calibration, samples = given
     exported = folder / f"{kind}.x.reference.onnx"
-    options = {"calibration": calibration, "evaluation": lambda: iter(samples), "verify": False}
-    edgec.build(
-        source, target="x86-64", output=folder / f"{kind}.x.edgec", recipe="lower", **options
-    )
+    first = folder / f"{kind}.x.edgec"
+    edgec.build(source, target="x86-64", output=first, recipe="lower", verify=False)
     for target in targets:
         bundle = folder / f"{kind}.{target}.edgec"
-        options["keep_reference"] = False
+        options, feeds = options_for(load_target(target), calibration, samples)
         try:
             report = edgec.build(exported, target=target, output=bundle, **options)
         except EdgecError as error:
             print(f"{kind} for {target} cannot be built: {error}", file=sys.stderr)
             continue
         fitting = [name for name in devices if fits(bundle, name)]
-        verdicts = verify_on(
-            bundle, fitting, Samples(tuple(samples), len(samples)), against=exported
-        )
+        verdicts = verify_on(bundle, fitting, feeds, against=exported)
         cost = cost_of(verdicts, report)
         counting = next((v.device for v in verdicts if v.outcome and v.outcome.counts), None)
         if counting is not None:
@@ -130,6 +127,29 @@ def built_and_run(
             cost=cost,
             verdicts=tuple(verdict.facts() for verdict in verdicts),
         )
+
+
+def options_for(
+    target: Target, calibration: Callable[[], Iterator[kinds.Feeds]] | None, samples: Any
+) -> tuple[dict[str, Any], Samples]:
+    """What a build takes, and samples to run: those of one shape where shapes are fixed."""
+
+    def shapes(feeds: kinds.Feeds) -> list[tuple[int, ...]]:
+        return [array.shape for array in feeds.values()]
+
+    given = list(samples)
+    known = list(calibration()) if calibration is not None else None
+    if target.static_shapes:
+        wanted = shapes(given[0])
+        given = [feeds for feeds in given if shapes(feeds) == wanted]
+        known = None if known is None else [f for f in known if shapes(f) == wanted]
+    options = {
+        "calibration": None if known is None else lambda: iter(known),
+        "evaluation": lambda: iter(given),
+        "verify": False,
+        "keep_reference": False,
+    }
+    return options, Samples(tuple(given), len(given))
 
 
 def fits(bundle: pathlib.Path, device: str) -> bool:

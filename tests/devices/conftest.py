@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
 
-@pytest.fixture(autouse=True)
-def _installed_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="module")
+def _installed_devices() -> Iterator[None]:
     given = os.environ.get("EDGEC_TEST_DEVICES")
-    if given is None:
-        monkeypatch.delenv("EDGEC_DEVICES")
-    else:
-        monkeypatch.setenv("EDGEC_DEVICES", given)
+    with pytest.MonkeyPatch.context() as patch:
+        if given is None:
+            patch.delenv("EDGEC_DEVICES")
+        else:
+            patch.setenv("EDGEC_DEVICES", given)
+        yield
