@@ -222,6 +222,13 @@ def check_fits(bundle: Bundle, profile: Profile) -> None:
             f"{', '.join(target.os)}), device {profile.name} is {profile.arch} on "
             f"{', '.join(profile.os)}; build it for that device, or give --any-target"
         )
+    special = [name for name in profile.providers if name != _FALLBACK]
+    wanted = bundle.manifest.session.providers
+    if profile.runner == "provider" and not set(special) & set(wanted):
+        raise TargetMismatchError(
+            f"bundle {bundle.path}: built for {', '.join(wanted)}, device {profile.name} is there "
+            f"for {', '.join(special)}; build it for that device, or give --any-target"
+        )
     provided = {*profile.features, *bundle.manifest.session.without}
     lacking = sorted(set(target.features) - provided)
     if lacking:

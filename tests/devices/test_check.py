@@ -82,6 +82,15 @@ def test_a_cpu_that_lacks_a_feature_is_refused_unless_the_bundle_provides_for_it
         check_fits(opened, load_profile("nehalem"))
 
 
+def test_a_device_that_is_there_for_its_execution_provider_takes_no_other_bundle(
+    bundle: pathlib.Path,
+) -> None:
+    from edgec.devices.check import check_fits
+
+    with pytest.raises(TargetMismatchError, match="there for OpenVINOExecutionProvider"):
+        check_fits(read_bundle(bundle), load_profile("openvino"))
+
+
 @pytest.mark.slow
 def test_what_saturates_without_vnni_fails_and_the_reason_says_so(tmp_path: pathlib.Path) -> None:
     require("haswell")
