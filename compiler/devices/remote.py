@@ -141,12 +141,9 @@ class _Connection:
         try:
             with contextlib.suppress(BrokenPipeError):  # what it said before tells why
                 self._send(folder, program, results, timeout_s)
-            reply = self._receive(folder)
+            reply = self._receive(folder, results)
         except EOFError as error:
             raise DeviceError(f"{self._where}: {self._why_it_ended()}") from error
-        except OSError as error:
-            reason = f"what it sent cannot be stored in {folder}: {error.strerror}"
-            raise DeviceError(f"{self._where}: {reason}") from error
         finally:
             watch.cancel()
         if "error" in reply:
@@ -188,7 +185,7 @@ class _Connection:
                     stdin.write(data)
         stdin.flush()
 
-    def _receive(self, folder: pathlib.Path) -> dict[str, Any]:
+    def _receive(self, folder: pathlib.Path, results: Sequence[str]) -> dict[str, Any]:
         stdout = _open(self._process.stdout)
         for _ in range(_GREETING):
             line = stdout.readline()
@@ -200,7 +197,9 @@ class _Connection:
             raise EOFError
         self._heard = True
         reply: dict[str, Any] = json.loads(line.removeprefix(b"edgec "))
-        for name, size in reply.get("files", {}).items():
+        sizes = reply.get("files", {})
+        for name in filter(sizes.__contains__, results):
+            size = sizes[name]
             with open(folder / name, "wb") as stream:
                 while size:
                     data = stdout.read(min(size, _CHUNK))

@@ -18,9 +18,14 @@ _ADDRESS = re.compile(
     r"ssh://(?:(?P<user>\w[\w.-]*)@)?(?P<host>\w[\w.-]*|\[[0-9a-fA-F:.%]+\])(?::(?P<port>\d+))?"
     r"(?P<python>/.*)?"
 )
-# a device that falls silent is given up after a minute; ~/.ssh/config cannot be asked for that
-_OPTIONS = ("-T", "-oBatchMode=yes", "-oServerAliveInterval=15", "-oServerAliveCountMax=4")
-_CONNECT = "-oConnectTimeout=20"  # seconds
+# no answer within 20 s: unreachable; silence for a minute: lost
+_OPTIONS = (
+    "-T",
+    "-oBatchMode=yes",
+    "-oConnectTimeout=20",
+    "-oServerAliveInterval=15",
+    "-oServerAliveCountMax=4",
+)
 
 
 def open_ssh(text: str) -> RemotePython:
@@ -36,7 +41,8 @@ def open_ssh(text: str) -> RemotePython:
             f"device {text}: expected ssh://[user@]host[:port][/path/to/python], for example "
             "ssh://pi@board.local/~/venv/bin/python"
         )
-    command = [*shlex.split(os.environ.get("EDGEC_SSH_COMMAND", "ssh")), *_OPTIONS, _CONNECT]
+    client = shlex.split(os.environ.get("EDGEC_SSH_COMMAND") or "ssh")
+    command = [*client, *_OPTIONS]
     if match["user"]:
         command += ["-l", match["user"]]
     if match["port"]:

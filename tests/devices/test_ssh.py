@@ -312,6 +312,13 @@ def test_a_device_without_a_writable_folder_is_told(server: Server) -> None:
 
 
 @pytest.mark.slow
+def test_a_path_may_begin_at_the_home_folder(server: Server, bundle: pathlib.Path) -> None:
+    home = pathlib.Path("~").expanduser()
+    with open_device(f"ssh://board/~/{os.path.relpath(PYTHON, home)}") as device:
+        assert device.run(Job(bundle, bundles.samples())).outputs
+
+
+@pytest.mark.slow
 def test_what_a_login_shell_prints_does_not_disturb(server: Server, bundle: pathlib.Path) -> None:
     wrapper = server.folder / "python"
     wrapper.write_text(f'#!/bin/sh\necho "Welcome to this board"\nexec {PYTHON} "$@"\n')
