@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import shutil
 import subprocess
 from typing import Any
 
@@ -17,9 +18,9 @@ from onnx import helper
 import edgec_runtime
 from edgec.devices.check import Samples, verify_on
 from edgec.devices.connect import open_device
-from edgec.devices.install import installed_folder
+from edgec.devices.install import installed_folder, missing
 from edgec.devices.job import Job
-from edgec.devices.web import HOSTS, MODULES
+from edgec.devices.web import HOSTS, MODULES, WebDevice
 from edgec.errors import DeviceError
 from edgec.targets import load_profile
 from edgec_runtime import golden, image, manifest
@@ -214,6 +215,36 @@ def test_what_onnxruntime_refuses_is_a_device_error(tmp_path: pathlib.Path) -> N
     bundle = bundle_samples.forge(tmp_path / "b.edgec", graph=graph)
     with open_device("node-wasm") as device, pytest.raises(DeviceError, match="NoSuchOperator"):
         device.run(Job(bundle, [{"x": np.zeros((1, 8), np.float32)}]))
+
+
+def test_a_browser_that_does_not_start_is_a_device_error(
+    bundle: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    profile = load_profile("chromium-wasm")
+    options = {"browser": str(tmp_path / "nothing"), "flags": []}
+    modules = installed_folder(profile) / MODULES
+    device = WebDevice(profile, "chromium.mjs", modules, options)
+    with pytest.raises(
+        DeviceError, match="chromium-wasm: .* executable doesn't exist at .*nothing"
+    ):
+        device.run(Job(bundle, bundles.samples(1)))
+
+
+def test_modules_that_are_gone_are_a_device_error(
+    bundle: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    device = WebDevice(load_profile("node-wasm"), "node.mjs", tmp_path, {})
+    with pytest.raises(DeviceError, match="Cannot find module 'onnxruntime-web'"):
+        device.run(Job(bundle, bundles.samples(1)))
+
+
+def test_chromium_is_missing_where_only_node_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def which(program: str) -> str | None:
+        return None if program == "chromium" else f"/usr/bin/{program}"
+
+    monkeypatch.setattr(shutil, "which", which)
+    assert missing(load_profile("node-wasm")) is None
+    assert "there is no chromium on this machine" in str(missing(load_profile("chromium-wasm")))
 
 
 @pytest.mark.parametrize(

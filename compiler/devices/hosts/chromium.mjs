@@ -13,6 +13,10 @@ import { createRequire } from "node:module";
 import { basename, extname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 
+process.on("uncaughtException", (error) => {
+  console.error(error.message.split("\n")[0]); // the last line is what the caller shows
+  process.exit(1);
+});
 const [folder, modules, given] = process.argv.slice(2);
 const { browser: program, flags, ...options } = JSON.parse(given);
 const { chromium } = createRequire(join(modules, "package.json"))("playwright-core");

@@ -10,6 +10,10 @@ import { join } from "node:path";
 
 import { runJob } from "./guest.mjs";
 
+process.on("uncaughtException", (error) => {
+  console.error(error.message.split("\n")[0]); // the last line is what the caller shows
+  process.exit(1);
+});
 const [folder, modules, options] = process.argv.slice(2);
 const ort = createRequire(join(modules, "package.json"))("onnxruntime-web");
 const job = JSON.parse(await readFile(join(folder, "job.json"), "utf8"));
