@@ -34,6 +34,7 @@ INCLUDE = "headers/usr/include/onnxruntime"  # of an environment
 _COMPILED = (*SOURCES, "wine_amx.c")
 _LIBRARY = "site/onnxruntime/capi/onnxruntime.dll"
 _COMPILER = "x86_64-w64-mingw32-gcc"
+_TIMEOUT_S = 600.0
 _PROGRAM, _PREFIX = "run_bundle.exe", "prefix"
 _BUILTIN = ("/usr/lib/*/wine", "/usr/lib/wine", "/opt/wine-*/lib/wine", "/opt/wine-*/lib64/wine")
 
@@ -97,17 +98,29 @@ def _build(command: Sequence[str], goal: pathlib.Path, device: str) -> None:
         for older in goal.parent.glob("built-*"):
             shutil.rmtree(older, ignore_errors=True)
         made.rename(goal)
-    except OSError:
+    except OSError as error:
         if not goal.is_dir():  # else another process was faster
-            raise
+            raise DeviceError(
+                f"device {device}: {goal.parent} cannot be written: {error.strerror or error}"
+            ) from error
     finally:
         shutil.rmtree(made, ignore_errors=True)
 
 
 def _checked(command: Sequence[str], environment: dict[str, str], device: str) -> None:
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, timeout=_TIMEOUT_S)
+    except OSError as error:
+        raise DeviceError(
+            f"device {device}: {command[0]} cannot be started: {error.strerror or error}"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise DeviceError(
+            f"device {device}: {command[0]} did not end within {_TIMEOUT_S:.0f} s"
+        ) from error
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
+        text = done.stderr.decode("utf-8", "replace")
+        last = (text.strip().splitlines() or ["no reason was given"])[-1]
         raise DeviceError(f"device {device}: {command[0]} failed: {last}")
 
 

@@ -28,10 +28,13 @@ from onnx import helper
 
 import edgec_runtime
 from edgec.devices import guest
+from edgec.devices.connect import open_device
+from edgec.devices.install import installed_folder, missing
 from edgec.devices.job import Job, Outcome, read_outcome, write_job
 from edgec.devices.local import clean_environment, open_native
-from edgec.devices.wine import HOSTS
+from edgec.devices.wine import HOSTS, SOURCES
 from edgec.errors import DeviceError
+from edgec.targets import load_profile
 from edgec_runtime import bundle, container, manifest
 from edgec_runtime.errors import BundleError
 
@@ -96,6 +99,44 @@ def test_every_flipped_bit_and_every_truncation_is_refused(
         refused, tried = re.fullmatch(r"(\d+) of (\d+) refused", line).groups()  # type: ignore[union-attr]
         assert refused == tried and int(tried) > 1500
     assert reader("read", path) == [graph_line(path)]
+
+
+@pytest.mark.parametrize(
+    ("signature", "at", "size", "value"),
+    [
+        ("PK\1\2", 28, 2, 199),  # length of the last name
+        ("PK\1\2", 28, 2, 0),
+        ("PK\1\2", 28, 2, 65535),
+        ("PK\1\2", 30, 2, 28),  # length of the zip64 field
+        ("PK\1\2", 30, 2, 65535),
+        ("PK\1\2", 10, 2, 8),  # compressed
+        ("PK\1\2", 20, 8, 2**64 - 1),  # sizes
+        ("PK\1\2", 42, 4, 2**32 - 1),  # place of the header
+        ("PK\1\2", 42, 4, 0),
+        ("PK\5\6", 8, 4, 2**32 - 1),  # numbers of entries
+        ("PK\5\6", 8, 4, 0),
+        ("PK\5\6", 16, 4, 2**32 - 1),  # place of the directory
+        ("PK\5\6", 16, 4, 0),
+        ("PK\5\6", 20, 2, 1),  # length of a comment
+    ],
+)
+def test_a_directory_that_lies_is_refused(
+    reader: Callable[..., list[str]],
+    tmp_path: pathlib.Path,
+    signature: str,
+    at: int,
+    size: int,
+    value: int,
+) -> None:
+    path = write_sample(tmp_path / "a")
+    data = bytearray(path.read_bytes())
+    start = data.rindex(signature.encode()) + at
+    data[start : start + size] = value.to_bytes(size, "little")
+    path.write_bytes(data)
+    [line] = reader("read", path)
+    assert line.startswith(f"bundle {path}: ")
+    with pytest.raises(BundleError):
+        bundle.read_bundle(path)
 
 
 def _entries(change: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -267,6 +308,39 @@ def test_outputs_equal_python_bit_for_bit(runner: pathlib.Path, tmp_path: pathli
     assert (there.onnxruntime, there.arch, there.os) == (here.onnxruntime, here.arch, here.os)
     assert there.features == here.features
     assert len(there.latency_ms) == 2 and there.load_ms > 0
+
+
+@pytest.mark.slow
+def test_outputs_equal_python_on_an_emulated_arm64_cpu(tmp_path: pathlib.Path) -> None:
+    profile = load_profile("cortex-a76")
+    reason = missing(profile)
+    if reason is not None:
+        pytest.skip(reason)
+    environment = installed_folder(profile)
+    [library] = environment.glob("site/onnxruntime/capi/libonnxruntime.so.*")
+    (tmp_path / "libonnxruntime.so.1").symlink_to(library)
+    command = ["aarch64-linux-gnu-gcc", "-std=c11", "-O1", f"-L{tmp_path}"]
+    command += ["-isystem", str(host_programs.include_folder())]
+    command += [str(HOSTS / name) for name in SOURCES]
+    command += ["-l:libonnxruntime.so.1", "-Wl,--unresolved-symbols=ignore-in-shared-libs"]
+    program = host_programs.compile_program(command, tmp_path / "run_bundle")
+    job = Job(bundles.build("arm64-dotprod", tmp_path), bundles.samples(1))
+    folder = tmp_path / "job"
+    folder.mkdir()
+    write_job(job, folder)
+    libraries = ":".join(map(str, environment.glob("host/usr/lib/*-linux-gnu")))
+    emulator = [str(environment / "host/usr/bin/qemu-aarch64"), "-cpu", profile.cpu]
+    emulator += ["-L", str(environment / "root"), "-E", f"LD_LIBRARY_PATH={tmp_path}"]
+    subprocess.run(
+        [*emulator, str(program), str(folder)],
+        env={**clean_environment(), "LD_LIBRARY_PATH": libraries},
+        check=True,
+    )
+    there = read_outcome(job, folder, profile)
+    with open_device("cortex-a76") as device:
+        python = device.run(job)
+    np.testing.assert_array_equal(there.outputs[0]["y"], python.outputs[0]["y"], strict=True)
+    assert (there.arch, there.features) == ("arm64", python.features)
 
 
 def _casting(path: pathlib.Path) -> pathlib.Path:

@@ -79,8 +79,8 @@ def test_the_program_is_compiled_once_and_nothing_is_left_behind(tmp_path: pathl
 def test_a_compiler_that_fails_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
-    def fail(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.CompletedProcess(command, 1, "", "no such header")
+    def fail(command: list[str], **options: object) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.CompletedProcess(command, 1, b"", b"no such header")
 
     (tmp_path / "e").mkdir()
     monkeypatch.setattr(wine, "_digest", lambda: "0")
@@ -88,3 +88,23 @@ def test_a_compiler_that_fails_is_named(
     with pytest.raises(DeviceError, match="mingw32-gcc failed: no such header"):
         wine.open_wine(replace(PROFILE, name="w"), tmp_path / "e")
     assert not list((tmp_path / "e").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (FileNotFoundError(2, "No such file or directory"), "cannot be started: No such file"),
+        (subprocess.TimeoutExpired("wine", 600), "did not end within 600 s"),
+    ],
+)
+def test_a_program_that_does_not_start_or_end_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, error: Exception, message: str
+) -> None:
+    def fail(command: list[str], **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(wine, "_digest", lambda: "0")
+    monkeypatch.setattr(subprocess, "run", fail)
+    with pytest.raises(DeviceError, match=message):
+        wine.open_wine(PROFILE, tmp_path)
+    assert not list(tmp_path.iterdir())
