@@ -134,7 +134,7 @@ def place(graph: ir.Graph, int8: Int8, skip: Sequence[str]) -> Placement:
         if node not in kept:
             reasons[node] = "its result reaches no quantized op"
     units = tuple(candidates[node] for node in candidates if node in kept)
-    outputs, inputs, scale_of = _values(units)
+    outputs, inputs, scale_of = _values(units, int8)
     skipped = tuple(Skip(label(n), reasons[n]) for n in graph if n in reasons)
     return Placement(units, outputs, inputs, scale_of, skipped)
 
@@ -278,6 +278,7 @@ def _reaching_a_computing_op(candidates: Mapping[ir.Node, Unit]) -> set[ir.Node]
 
 def _values(
     units: Sequence[Unit],
+    int8: Int8,
 ) -> tuple[
     tuple[ir.Value, ...],
     dict[ir.Value, tuple[tuple[ir.Node, int], ...]],
@@ -287,7 +288,8 @@ def _values(
     outputs: list[ir.Value] = []
     for unit in units:
         consumed = any(consumer in kept for consumer, _ in unit.output.uses())
-        if consumed or unit.node.op_type not in _OUTPUT_OPTIONAL:
+        optional = int8.float_outputs and unit.node.op_type in _OUTPUT_OPTIONAL
+        if consumed or not optional:
             outputs.append(unit.output)
     known = set(outputs)
     inputs: dict[ir.Value, tuple[tuple[ir.Node, int], ...]] = {}

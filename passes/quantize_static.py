@@ -130,7 +130,7 @@ class QuantizeStatic:
             plan,
             calibration,
             int8,
-            method=None if self.ranges == "auto" else self.ranges,
+            method=self._range_method(int8),
             share=self.percentile,
         )
         return decided(
@@ -142,6 +142,13 @@ class QuantizeStatic:
             clip=self.clip_weights,
             bias_correction=self.bias_correction,
         )
+
+    def _range_method(self, int8: Int8) -> RangeMethod | None:
+        """How all ranges are chosen; None: each by its noise."""
+        if self.ranges != "auto":
+            return self.ranges
+        # 16 bits have steps to spare: nothing is gained by cutting the largest values off
+        return "minmax" if int8.activation in _WIDE else None
 
 
 def _unfused(model: ir.Model, plan: Placement, weights: Mapping[ir.Node, str]) -> tuple[str, ...]:

@@ -38,6 +38,7 @@ class Int8:
     reduce_range: bool = False  # 7-bit weights: no saturation in 16-bit accumulators
     min_channels: int = 1  # input channels from which an ungrouped Conv pays in integers
     depthwise_pays: bool = True  # a depthwise Conv pays in integers even where its input is float
+    float_outputs: bool = True  # an integer MatMul or Gemm may give float where that is wanted
     static_ops: tuple[str, ...] = ()  # computing ops whose QDQ form runs in integers and pays
     integer_ops: tuple[str, ...] = ()  # ops kept integer between quantized ones
     dynamic_ops: tuple[str, ...] = ()  # ops that pay with ranges taken at run time

@@ -38,6 +38,8 @@ _SILENT = 4  # ONNX Runtime's severity "fatal"
 _ORT_DTYPES = {"float": "float32", "double": "float64"}
 # provider -> its option for the number of threads; the others follow the session's
 _THREAD_OPTIONS = {"OpenVINOExecutionProvider": "num_of_threads"}
+# provider -> options without which it takes fewer nodes
+_OPTIONS = {"CoreMLExecutionProvider": {"ModelFormat": "MLProgram"}}
 _ASSIGNMENT = "session.record_ep_graph_assignment_info"
 _RANGE_TERM = re.compile(r"\s*(>=|<=|==|!=|>|<)\s*(\d+(?:\.\d+)*)\s*")
 
@@ -304,9 +306,10 @@ def _providers(bundle: Bundle, available: Sequence[str], any_target: bool) -> li
 
 
 def _provider_options(name: str, threads: int) -> dict[str, str]:
-    """Its number of threads; 0 lets the provider choose."""
+    """Options that it needs, and its number of threads; 0 lets the provider choose."""
     option = _THREAD_OPTIONS.get(name)
-    return {option: str(threads)} if option is not None and threads else {}
+    counted = {option: str(threads)} if option is not None and threads else {}
+    return {**_OPTIONS.get(name, {}), **counted}
 
 
 def _check_version(bundle: Bundle, installed: str) -> None:

@@ -116,6 +116,24 @@ def test_a_depthwise_conv_of_a_float_value_stays_float_where_it_does_not_pay() -
     assert not result.findings
 
 
+def test_sixteen_bits_span_the_largest_value() -> None:
+    text = "g (float[1, 8] x) => (float[1, 4] y) { y = MatMul (x, w) }"
+    model = graphs.graph(text, {"w": graphs.weight(8, 4)})
+    given = samples(model)
+    given[0]["x"][0, 0] = 1e3  # an outlier that a search for the least noise cuts off
+    result = quantize(model, on=target(activation="uint16"), calibration=given)
+    assert array(result.model, "x_scale") * 65535 > 1e3
+
+
+def test_where_no_kernel_gives_float_every_output_is_quantized() -> None:
+    text = "g (float[1, 8] x) => (float[1, 4] y) { m = MatMul (x, w) y = Softmax (m) }"
+    model = graphs.graph(text, {"w": graphs.weight(8, 4)})
+    for float_outputs, pairs in ((True, 1), (False, 2)):
+        result = quantize(model, on=target(activation="uint16", float_outputs=float_outputs))
+        kinds = [node.op_type for node in result.model.graph]
+        assert kinds.count("QuantizeLinear") == pairs
+
+
 # --- placement --------------------------------------------------------------------------
 
 
