@@ -192,7 +192,7 @@ def test_a_manifest_that_lies_is_refused(
         ({"location": "/etc/passwd"}, "lies in another file"),
         ({"location": "./" * 125 + "Weights"}, "lies in another file"),
         ({"location": ""}, "lies in another file"),
-        ({"offset": 65536 + 1}, "does not lie in the weights"),
+        ({"offset": 65536 + 1, "length": 64}, "does not lie in the weights at a multiple of 64"),
         ({"offset": 0}, "does not lie in the weights"),
         ({"offset": 65536 + 128}, "does not lie in the weights"),
         ({"length": 10**17}, "does not lie in the weights"),
