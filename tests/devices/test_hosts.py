@@ -225,6 +225,26 @@ def test_a_location_is_found_in_subgraphs_and_given_once(
     assert "lies in another file" in lines[0] and "twice" in lines[1]
 
 
+def test_a_graph_that_is_nested_too_deeply_is_refused(
+    reader: Callable[..., list[str]], tmp_path: pathlib.Path
+) -> None:
+    def field(number: int, data: bytes) -> bytes:
+        length, size = len(data), b""
+        while length > 127:
+            size, length = size + bytes([length & 127 | 128]), length >> 7
+        return bytes([number << 3 | 2]) + size + bytes([length]) + data
+
+    tensor = external_tensor("w", WEIGHT.shape, 65536, 128).SerializeToString()
+    graph = field(5, tensor)
+    for _ in range(10_000):  # graph in attribute in node in graph
+        graph = field(1, field(5, field(6, graph)))
+    path = forge(tmp_path / "a", graph=field(7, graph))
+    [line] = reader("read", path)
+    assert "its graph is nested too deeply" in line
+    with pytest.raises(BundleError, match="nested too deeply"):
+        bundle.read_bundle(path)
+
+
 def test_damaged_graphs_and_manifests_are_read_without_a_wrong_access(
     reader: Callable[..., list[str]], tmp_path: pathlib.Path
 ) -> None:
