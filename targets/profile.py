@@ -34,6 +34,7 @@ class Profile:
     cpu: str = ""  # the emulator's CPU model, with its options
     providers: tuple[str, ...] = ("CPUExecutionProvider",)  # execution providers that run
     provider_options: Mapping[str, str] = field(default_factory=dict)  # of the first of them
+    enough_db: int = 40  # SQNR above which losing some of it does not count: CPUs differ as much
     counts: bool = False  # True where executed instructions can be counted
     ci: bool = False  # True for the profiles that `.ci/run` verifies on
     note: str = ""  # what a run there proves, and what it does not

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from edgec.devices.check import OnDevice, evenly, least_sqnr_db, verify_on
+from edgec.devices.check import OnDevice, evenly, verify_on
 from edgec.devices.install import missing
 from edgec.emit import save_reference
 from edgec.errors import DeviceMissingError
@@ -77,6 +77,6 @@ def _promise(verdict: OnDevice) -> Promise:
     name = f"min_sqnr_db on {verdict.device}"
     if verdict.judgement is None or verdict.here is None:
         return Promise(name, math.nan, None, False, verdict.reason)
-    limit, value = least_sqnr_db(verdict.here), verdict.judgement.sqnr_db
+    limit, value = verdict.least_db, verdict.judgement.sqnr_db
     reason = verdict.reason or f"{verdict.judgement.samples} samples, run there"
     return Promise(name, round(limit, 1), round(value, 1), verdict.status == "passed", reason)

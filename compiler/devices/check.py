@@ -32,7 +32,6 @@ Array = np.ndarray[Any, Any]
 Progress = Callable[[str, int, int], None]
 
 MAX_LOSS_DB = 3.0  # more than rounding costs, less than half of what saturation does
-ENOUGH_DB = 40.0  # noise below which a loss does not count: CPUs differ by as much
 _FALLBACK = "CPUExecutionProvider"  # takes whatever the others leave
 
 
@@ -55,6 +54,7 @@ class OnDevice:
     here: Judgement | None = None
     of_samples: int = 0  # size of the set that the samples were taken from
     outcome: Outcome | None = None
+    least_db: float = 0.0  # the SQNR that the device had to reach
 
     def facts(self) -> dict[str, Any]:
         """JSON data."""
@@ -199,10 +199,11 @@ def _verify_one(
     [entry, *_] = bundle.manifest.golden
     tested = golden.judge(entry, bundle.read(entry.outputs_file), outcome.outputs[0])
     judgement, here = expected.judged(outcome.outputs), expected.judged(expected.here)
-    reason = _wrong(name, tested, judgement, here)
+    least_db = least_sqnr_db(here, device.profile)
+    reason = _wrong(name, tested, judgement, here, least_db)
     status: Literal["passed", "failed"] = "failed" if reason else "passed"
     reason = reason or outcome.uncounted
-    return OnDevice(name, status, reason, tested, judgement, here, of_samples, outcome)
+    return OnDevice(name, status, reason, tested, judgement, here, of_samples, outcome, least_db)
 
 
 def _run(device: Device, bundle: Bundle, expected: _Expected) -> Outcome:
@@ -251,17 +252,19 @@ def _check_providers(bundle: Bundle, profile: Profile, outcome: Outcome) -> None
             )
 
 
-def least_sqnr_db(here: Judgement) -> float:
+def least_sqnr_db(here: Judgement, profile: Profile) -> float:
     """The SQNR that a device must reach, given that on this machine."""
-    return min(here.sqnr_db - MAX_LOSS_DB, ENOUGH_DB)
+    return min(here.sqnr_db - MAX_LOSS_DB, profile.enough_db)
 
 
-def _wrong(name: str, tested: golden.SelfTest, judgement: Judgement, here: Judgement) -> str:
+def _wrong(
+    name: str, tested: golden.SelfTest, judgement: Judgement, here: Judgement, least_db: float
+) -> str:
     """Why the answers on a device do not pass; empty if they do."""
     if not tested.passed:
         failed = [f"output '{v.name}': {v.reason}" for v in tested.outputs if not v.passed]
         return f"device {name}: the self-test failed: {'; '.join(failed)}"
-    if judgement.sqnr_db < least_sqnr_db(here):
+    if judgement.sqnr_db < least_db:
         return (
             f"device {name}: SQNR {judgement.sqnr_db:.1f} dB against {here.sqnr_db:.1f} dB on "
             f"this machine; the device computes something else (int8 sums that saturate without "

@@ -97,7 +97,8 @@ def test_a_bundle_is_refused_where_its_provider_takes_no_part(for_openvino: path
 
 def test_a_bundle_for_a_newer_onnxruntime_is_refused(tmp_path: pathlib.Path) -> None:
     require("openvino")
-    [verdict] = verify_on(bundles.build("x86-64", tmp_path), ["openvino"])
+    bundle = bundles.build("x86-64", tmp_path)
+    [verdict] = verify_on(bundle, ["openvino"], any_target=True)
     assert verdict.status == "refused" and "installed is 1.24.1" in verdict.reason
 
 
