@@ -37,6 +37,7 @@ from edgec.errors import DeviceError
 from edgec.targets import load_profile
 from edgec_runtime import bundle, container, manifest
 from edgec_runtime.errors import BundleError
+from edgec_runtime.machine import this_machine
 
 
 @pytest.fixture(scope="module")
@@ -444,6 +445,26 @@ def test_an_option_that_names_a_file_is_refused(
     path = forge(tmp_path / "a", change)
     with pytest.raises(DeviceError, match="this session option is not allowed"):
         run(runner, Job(path, [{"x": np.zeros((1, 8), np.float32)}]), tmp_path / "job")
+
+
+def test_options_for_cpus_without_a_feature_are_set_where_it_is_absent(
+    runner: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """Seen by an option that is not allowed: it is refused where it would be set."""
+    present = sorted(this_machine().features)
+    if not present:
+        pytest.skip("this machine does not tell about its CPU's features")
+
+    def without(feature: str) -> Callable[[Any], None]:
+        return lambda t: t["session"].update(without={feature: {"session.unknown": "1"}})
+
+    feeds = [{"x": np.zeros((1, 8), np.float32)}]
+    absent = forge(tmp_path / "absent", without("none"))
+    with pytest.raises(DeviceError, match="option is not allowed: session.unknown"):
+        run(runner, Job(absent, feeds), tmp_path / "job0")
+    for i, feature in enumerate(present, 1):
+        path = forge(tmp_path / feature, without(feature))
+        assert run(runner, Job(path, feeds), tmp_path / f"job{i}").outputs
 
 
 def test_wrong_feeds_give_one_clear_error(runner: pathlib.Path, tmp_path: pathlib.Path) -> None:
