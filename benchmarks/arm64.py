@@ -4,9 +4,9 @@
     python benchmarks/arm64.py [--only lstm ...] [--recipe PASSES ...] [--calibration 48] [--json]
 
 Each model (``kinds.py``) is built for arm64 and for arm64-dotprod with the target's own
-recipe, and each artifact runs on both CPUs, beside float32. The exit code is 1 unless the
-two artifacts differ and each costs no more than the other on its own CPU. --recipe adds an
-artifact of that recipe, built for both targets: that is how the targets' recipes were chosen.
+recipe, and each artifact runs on both CPUs, beside float32. The exit code is 1 unless each
+costs no more than all others on its own CPU. --recipe adds an artifact of that recipe, built
+for both targets: that is how the targets' recipes were chosen.
 
 Counts repeat within 1 %, and the comparison allows for as much. They are a proxy of time:
 what waits for memory is told too cheap.
@@ -15,6 +15,7 @@ what waits for memory is told too cheap.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import pathlib
 import sys
@@ -33,14 +34,20 @@ from edgec.targets import load_profile
 from edgec_runtime.bundle import read_bundle
 
 OWN_CPU = {"arm64": "cortex-a72", "arm64-dotprod": "cortex-a76"}  # target -> its CPU
-MODELS = ("efficientnet-lite0", "minilm", "lstm", "ocr")
+MODELS = {
+    **{name: kinds.MODELS[name] for name in ("efficientnet-lite0", "lstm", "ocr")},
+    "minilm": functools.partial(kinds.minilm, length=32),  # an emulator takes minutes for 128
+}
 FLOAT = "float32"
 REPEATABLE = 1.01
 
 
 @dataclass(frozen=True)
 class Row:
-    """One artifact of one model. instructions, sqnr_db: by CPU; instructions in millions."""
+    """One artifact of one model. instructions, sqnr_db: by CPU; instructions in millions.
+
+    digest: of graph and weights, which both targets may agree on.
+    """
 
     model: str
     artifact: str
@@ -48,7 +55,7 @@ class Row:
     size_mb: float
     instructions: Mapping[str, float]
     sqnr_db: Mapping[str, float]
-    digest: str  # of graph and weights
+    digest: str
 
 
 def main() -> int:
@@ -74,16 +81,17 @@ def main() -> int:
                 rows.append(row)
     print(json.dumps([asdict(row) for row in rows], indent=2) if asked.json else table(rows))
     wrong = [reason for model in asked.only for reason in dearer(rows, model)]
-    print("\n".join(wrong), file=sys.stderr)
+    for reason in wrong:
+        print(reason, file=sys.stderr)
     return int(bool(wrong) or not rows)
 
 
 def calibrated(model: str, calibration: int) -> kinds.Given:
     """The model with one sample, and data for a static recipe also where x86-64 needs none."""
-    source, calibrate, feeds = kinds.MODELS[model](calibration, 1)
+    source, calibrate, feeds = MODELS[model](calibration, 1)
     if calibrate is not None:
         return source, calibrate, feeds
-    source, _, [first, *rest] = kinds.MODELS[model](0, calibration + 1)
+    source, _, [first, *rest] = MODELS[model](0, calibration + 1)
     return source, lambda: iter(rest), [first]
 
 
@@ -134,12 +142,9 @@ def counted(
 
 
 def dearer(rows: Sequence[Row], model: str) -> Iterator[str]:
-    """What contradicts: each target's artifact differs, and is the cheapest on its own CPU."""
+    """What contradicts: each target's artifact is the cheapest on its own CPU."""
     found = {row.artifact: row for row in rows if row.model == model}
-    own = {target: found[target] for target in OWN_CPU if target in found}
-    if len({row.digest for row in own.values()}) < len(own):
-        yield f"{model}: the artifacts of {' and '.join(own)} are the same"
-    for target, row in own.items():
+    for target, row in ((name, found[name]) for name in OWN_CPU if name in found):
         cpu = OWN_CPU[target]
         for other in found.values():
             if row.instructions[cpu] > REPEATABLE * other.instructions[cpu]:
@@ -153,13 +158,13 @@ def table(rows: Sequence[Row]) -> str:
     """The rows as Markdown."""
     cpus = list(OWN_CPU.values())
     lines = [
-        "| model | artifact | MB | "
+        "| model | artifact | graph | MB | "
         + " | ".join([f"M instructions, {cpu}" for cpu in cpus] + [f"SQNR dB, {c}" for c in cpus])
         + " | passes |",
-        "|---" * (4 + 2 * len(cpus)) + "|",
+        "|---" * (5 + 2 * len(cpus)) + "|",
     ]
     for row in rows:
-        cells = [row.model, row.artifact, f"{row.size_mb:.2f}"]
+        cells = [row.model, row.artifact, row.digest[:6], f"{row.size_mb:.2f}"]
         cells += [f"{row.instructions[cpu]:.1f}" for cpu in cpus]
         cells += [f"{row.sqnr_db[cpu]:.1f}" for cpu in cpus]
         lines.append(f"| {' | '.join([*cells, row.recipe])} |")

@@ -49,8 +49,8 @@ def ocr(calibration: int, samples: int) -> Given:
     return models.ocr_recogniser_path(), lambda: iter(feeds[:calibration]), feeds[calibration:]
 
 
-def minilm(calibration: int, samples: int) -> Given:
-    """Sentence encoder at a sequence of 128."""
+def minilm(calibration: int, samples: int, length: int = 128) -> Given:
+    """Sentence encoder. length: tokens of a sequence."""
     import torch
     from fixtures import models, similarity
 
@@ -58,7 +58,9 @@ def minilm(calibration: int, samples: int) -> Given:
     names = ("input_ids", "attention_mask", "token_type_ids")
     texts = sorted(set(similarity.pairs("lee").first))[:samples]
     tokens = [
-        tokenizer([t], padding="max_length", truncation=True, max_length=128, return_tensors="pt")
+        tokenizer(
+            [t], padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        )
         for t in texts
     ]
 

@@ -172,7 +172,8 @@ def test_the_command_prints_counts_the_kernel_and_an_estimate(
     arguments = ["bench", str(bundle), "--on", "cortex-a76"]
     recorded = CliRunner().invoke(main, [*arguments, "--on", "native", "--record", str(file)])
     assert recorded.exit_code == 0, recorded.output
-    assert "int8 dot product" in recorded.stdout and "kernels made for it" in recorded.stdout
+    words = " ".join(recorded.stdout.split())
+    assert "int8 dot product" in words and "int8 runs by kernels made for it" in words
     shown = CliRunner().invoke(main, [*arguments, "--estimate", str(file), "--json"])
     [found] = json.loads(shown.stdout)
     ours, reference = found["models"]
@@ -225,9 +226,15 @@ def recurrent() -> tuple[ir.Model, dict[str, tuple[int, ...]]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [convolutional, transformer, recurrent])
+@pytest.mark.parametrize(
+    ("make", "graphs_differ"),
+    # ranges taken at run time are the cheapest for matrix products on both CPUs
+    [(convolutional, True), (transformer, False), (recurrent, True)],
+)
 def test_each_target_is_the_cheaper_one_on_its_own_cpu(
-    make: Callable[[], tuple[ir.Model, dict[str, tuple[int, ...]]]], tmp_path: pathlib.Path
+    make: Callable[[], tuple[ir.Model, dict[str, tuple[int, ...]]]],
+    graphs_differ: bool,
+    tmp_path: pathlib.Path,
 ) -> None:
     own = {"arm64": "cortex-a72", "arm64-dotprod": "cortex-a76"}
     require(*own.values())
@@ -251,7 +258,7 @@ def test_each_target_is_the_cheaper_one_on_its_own_cpu(
             assert verdict.status == "passed", verdict.reason
             assert verdict.outcome is not None and verdict.outcome.counts is not None
             totals[target, verdict.device] = verdict.outcome.counts["total"]
-    assert files["arm64"] != files["arm64-dotprod"]
+    assert (files["arm64"] != files["arm64-dotprod"]) == graphs_differ
     for target, cpu in own.items():
         # counts repeat within 1 %
         assert totals[target, cpu] <= 1.01 * min(totals[other, cpu] for other in own)
