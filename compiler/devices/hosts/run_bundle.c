@@ -390,7 +390,8 @@ static bool write_outputs(const Run *run, EdgecError *error)
     if (right) {
         size_t length = write_header(run, file, outputs);
         for (size_t i = 0; i < total; i++)
-            fwrite(outputs[i].data, 1, outputs[i].bytes, file);
+            if (outputs[i].bytes) /* the data of an empty array may be NULL */
+                fwrite(outputs[i].data, 1, outputs[i].bytes, file);
         rewind(file);
         for (int i = 0; i < 8; i++)
             fputc((int)((uint64_t)length >> 8 * i & 0xFF), file);
