@@ -221,8 +221,8 @@ def build(
             results=results,
         )
         if to_verify_on:
-            results, kept = verify_built(file, exported.model, to_verify_on, inputs, progress)
-            report = replace(report, devices=results, promises=report.promises + kept)
+            ran, kept = verify_built(file, exported.model, to_verify_on, inputs, progress)
+            report = replace(report, devices=ran, promises=report.promises + kept)
         _write(folder, places, lock_file, report)
         if keep_reference:
             save_reference(exported.model, folder / places.reference.name)

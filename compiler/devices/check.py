@@ -159,7 +159,7 @@ class _Expected:
         every = (model.golden_inputs(), *feeds)
         here = tuple(model(**given) for given in every)
         beside = pathlib.Path(against) if against is not None else reference_beside(bundle.path)
-        reference = here
+        reference: tuple[Mapping[str, Array], ...] = here
         if beside is not None:
             run = open_runner(beside, bundle.manifest, threads=1)
             reference = tuple(run(given) for given in every)

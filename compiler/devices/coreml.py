@@ -57,7 +57,10 @@ def _convert(model: ir.Model) -> int:
     _teach_movedim()
     twin = to_torch(model)
     names = [str(value.name) for value in model.graph.inputs]
-    arrays = [np.zeros(value.shape.numpy(), value.dtype.numpy()) for value in model.graph.inputs]
+    arrays = []
+    for value in model.graph.inputs:
+        assert value.shape is not None and value.dtype is not None  # fixed by the target
+        arrays.append(np.zeros(value.shape.numpy(), value.dtype.numpy()))
 
     class Positional(torch.nn.Module):
         def __init__(self) -> None:
@@ -70,7 +73,9 @@ def _convert(model: ir.Model) -> int:
 
     examples = tuple(torch.from_numpy(array) for array in arrays)
     with torch.no_grad():
-        traced = torch.jit.trace(Positional().eval(), examples, check_trace=False)
+        traced = torch.jit.trace(  # type: ignore[no-untyped-call]
+            Positional().eval(), examples, check_trace=False
+        )
     described = [
         coremltools.TensorType(  # Core ML has no integers of 64 bits
             name=name, shape=a.shape, dtype=np.int32 if a.dtype.kind in "iu" else np.float32
