@@ -50,9 +50,9 @@ def library_options(folder: pathlib.Path) -> list[str]:
 
 
 def run_bundle(folder: pathlib.Path) -> pathlib.Path:
-    """The program that runs jobs, on this machine; compiled once per folder."""
+    """The program that runs jobs, under the sanitizers; compiled once per folder."""
     goal = folder / "run_bundle"
-    command = ["cc", *STRICT, "-isystem", str(include_folder())]
+    command = ["cc", *STRICT, *SANITIZED, "-isystem", str(include_folder())]
     command += [str(HOSTS / name) for name in SOURCES]
     if goal.exists():
         return goal

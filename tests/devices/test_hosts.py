@@ -485,6 +485,7 @@ def test_wrong_feeds_give_one_clear_error(runner: pathlib.Path, tmp_path: pathli
     [
         (b'{"0 x":{"dtype":"F32","shape":[1,8],"data_offsets":[0,33]}}', "does not lie"),
         (b'{"0 x":{"dtype":"F32","shape":[1,8],"data_offsets":[32,0]}}', "does not lie"),
+        (b'{"0 x":{"dtype":"F32","shape":[1,8],"data_offsets":[8,40]}}', "does not lie"),
         (b'{"0 x":{"dtype":"F32","shape":[1,8],"data_offsets":[-1,31]}}', "does not lie"),
         (b'{"0 x":{"dtype":"F32","shape":[4611686018427387904,8],"data_offsets":[0,0]}}', "shape"),
         (b'{"0 x":{"dtype":"F32","shape":[-1,8],"data_offsets":[0,32]}}', "wrong shape"),
