@@ -225,7 +225,7 @@ def check_fits(bundle: Bundle, profile: Profile) -> None:
         )
     special = [name for name in profile.providers if name != _FALLBACK]
     wanted = bundle.manifest.session.providers
-    if profile.runner == "provider" and not set(special) & set(wanted):
+    if profile.runner in ("provider", "convert") and not set(special) & set(wanted):
         raise TargetMismatchError(
             f"bundle {bundle.path}: built for {', '.join(wanted)}, device {profile.name} is there "
             f"for {', '.join(special)}; build it for that device, or give --any-target"

@@ -23,10 +23,8 @@ _COLOURS = {
     "skipped": "yellow",
     "checked": "cyan",
 }
-_COLUMNS = (
-    *("device", "status", "onnxruntime", "samples", "agreement", "SQNR dB", "here dB"),
-    *("M instructions", "M dot+i8mm"),
-)
+_COLUMNS = ("device", "status", "samples", "agrees", "SQNR dB", "here dB")
+_COUNTS = ("instr. M", "of them int8")  # where any device counts
 
 
 _CLASSES = {  # class of instructions -> its row
@@ -79,8 +77,10 @@ def verdicts_table(verdicts: Sequence[OnDevice]) -> Table:
 
     Instructions in millions: all, and those that multiply 8-bit integers four or eight at once.
     """
-    rows = [tuple(_cells(verdict)) for verdict in verdicts]
-    return table(_COLUMNS, rows, right=_COLUMNS[2:], styles=_COLOURS)
+    counted = any(v.outcome is not None and v.outcome.counts for v in verdicts)
+    columns = (*_COLUMNS, *_COUNTS) if counted else _COLUMNS
+    rows = [tuple(_cells(verdict))[: len(columns)] for verdict in verdicts]
+    return table(columns, rows, right=columns[2:], styles=_COLOURS)
 
 
 def print_costs(costs: Sequence[DeviceCost], console: Console) -> None:
@@ -126,9 +126,8 @@ def _cells(verdict: OnDevice) -> Iterator[str]:
     yield verdict.device
     yield verdict.status
     if verdict.judgement is None or verdict.here is None or verdict.outcome is None:
-        yield from ["-"] * (len(_COLUMNS) - 2)
+        yield from ["-"] * (len(_COLUMNS) + len(_COUNTS) - 2)
         return
-    yield verdict.outcome.onnxruntime
     yield f"{verdict.judgement.samples} of {verdict.of_samples}"
     yield f"{verdict.judgement.agreement:.1%}"
     yield f"{verdict.judgement.sqnr_db:.1f}"
