@@ -20,6 +20,7 @@ FOLDERS = {
     "targets": "edgec/targets",
     "runtime/edgec_runtime": "edgec_runtime",
 }
+_PACKED = {".py", ".toml", ".c", ".h", ".mjs"}
 
 
 def tiny() -> Any:
@@ -32,12 +33,12 @@ def tiny() -> Any:
 
 
 def check_content(dist: pathlib.Path) -> None:
-    """The modules, py.typed and targets of the source folders, and nothing else."""
+    """The modules, py.typed, targets and hosts of the source folders, and nothing else."""
     expected = {
         f"{package}/{path.relative_to(folder).as_posix()}"
         for folder, package in FOLDERS.items()
         for path in pathlib.Path(folder).rglob("*")
-        if path.suffix in {".py", ".toml", ".typed"} or path.name == "py.typed"
+        if path.suffix in _PACKED or path.name == "py.typed"
     }
     packed: set[str] = set()
     for wheel in sorted(dist.glob("*.whl")):

@@ -23,7 +23,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from edgec.passes.cleanup_opset import raise_opset
-from edgec.passes.cleanup_shapes import refresh_shapes
+from edgec.passes.cleanup_shapes import Signature, refresh_shapes
 from edgec.passes.contract import Context, PassError, Result, Skip, Stage
 from edgec.passes.matching import bypass_identities, is_op
 from edgec.passes.weights import constant
@@ -50,7 +50,7 @@ class Cleanup:
         """
         before = _Snapshot.of(model)
         work = model.clone()
-        signature = [(v.name, v.type, v.shape) for v in (*work.graph.inputs, *work.graph.outputs)]
+        signature = Signature.of(work)
         _normalise(work)
         _refuse_nan(work)
         skipped: tuple[Skip, ...] = ()
@@ -58,7 +58,7 @@ class Cleanup:
         if skip is not None:
             skipped = (skip,)
         work = _until_stable(work)
-        _restore_signature(work, signature)
+        signature.restore(work)
         changed = before.differences(_Snapshot.of(work))
         return Result(work if changed else model, changed, skipped)
 
@@ -159,17 +159,6 @@ def _mergeable(value: ir.Value, tensor: ir.TensorProtocol) -> bool:
     if tensor.size == 1 or not (weight or tensor.dtype.is_floating_point()):
         return True
     return len(tensor.shape) >= 2 and tensor.size >= 1024
-
-
-def _restore_signature(
-    model: ir.Model,
-    signature: list[tuple[str | None, ir.TypeProtocol | None, ir.Shape | None]],
-) -> None:
-    """Give inputs and outputs the declared type and shape back, whatever was inferred."""
-    declared = {name: (type_, shape) for name, type_, shape in signature}
-    for value in (*model.graph.inputs, *model.graph.outputs):
-        if value.name in declared:
-            value.type, value.shape = declared[value.name]
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,31 @@ contradicts, distrust all of them; else let the declared ones fill the gaps.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 _Dims = tuple[int | str | None, ...]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The declared types and shapes of a model's inputs and outputs, by name."""
+
+    declared: dict[str | None, tuple[ir.TypeProtocol | None, ir.Shape | None]]
+
+    @classmethod
+    def of(cls, model: ir.Model) -> Signature:
+        """What the model declares."""
+        values = (*model.graph.inputs, *model.graph.outputs)
+        return cls({value.name: (value.type, value.shape) for value in values})
+
+    def restore(self, model: ir.Model) -> None:
+        """Give inputs and outputs the declared type and shape back, whatever was inferred."""
+        for value in (*model.graph.inputs, *model.graph.outputs):
+            if value.name in self.declared:
+                value.type, value.shape = self.declared[value.name]
 
 
 def refresh_shapes(model: ir.Model) -> None:

@@ -16,6 +16,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from edgec.passes.cleanup_shapes import Signature
 from edgec.passes.contract import Context, PassError, Result, Skip, Stage
 from edgec.passes.execution import weights_size_bytes
 from edgec.passes.weights import Array, Editor, home, label
@@ -137,6 +138,7 @@ def _compute(model: ir.Model, kept: set[str]) -> ir.Model:
         node_block_list=blocked,
     )
     converted = ir.from_proto(proto)
+    Signature.of(model).restore(converted)  # the converter infers shapes of its own
     converted.graph.sort()  # the converter appends its Casts at the end
     for graph in converted.graphs():
         for value in graph.initializers.values():

@@ -223,12 +223,14 @@ def check_fits(bundle: Bundle, profile: Profile) -> None:
             f"{', '.join(target.os)}), device {profile.name} is {profile.arch} on "
             f"{', '.join(profile.os)}; build it for that device, or give --any-target"
         )
-    special = [name for name in profile.providers if name != _FALLBACK]
-    wanted = bundle.manifest.session.providers
-    if profile.runner in ("provider", "convert") and not set(special) & set(wanted):
+    there = [name for name in profile.providers if name != _FALLBACK]
+    wanted = [name for name in bundle.manifest.session.providers if name != _FALLBACK]
+    needs_one = profile.runner in ("provider", "convert")  # else web engines take any bundle
+    if (needs_one or wanted) and not set(there) & set(wanted):
         raise TargetMismatchError(
-            f"bundle {bundle.path}: built for {', '.join(wanted)}, device {profile.name} is there "
-            f"for {', '.join(special)}; build it for that device, or give --any-target"
+            f"bundle {bundle.path}: built for {', '.join(wanted) or _FALLBACK}, device "
+            f"{profile.name} has {', '.join(there) or _FALLBACK}; build it for that device, or "
+            "give --any-target"
         )
     provided = {*profile.features, *bundle.manifest.session.without}
     lacking = sorted(set(target.features) - provided)

@@ -87,7 +87,7 @@ def test_a_device_that_is_there_for_its_execution_provider_takes_no_other_bundle
 ) -> None:
     from edgec.devices.check import check_fits
 
-    with pytest.raises(TargetMismatchError, match="there for OpenVINOExecutionProvider"):
+    with pytest.raises(TargetMismatchError, match="openvino has OpenVINOExecutionProvider"):
         check_fits(read_bundle(bundle), load_profile("openvino"))
 
 

@@ -77,6 +77,13 @@ def test_compute_keeps_float32_at_the_borders():
     assert again.changed == 0
 
 
+def test_compute_keeps_the_declared_shapes():
+    text = "g (float[n, 4, 8] x) => (float[n, 4, time] y) { y = MatMul (x, w) }"
+    model = graphs.graph(text, {"w": graphs.weight(8, 40)})
+    result = converted(model, computing_target(), min_weights=1)
+    assert [str(d) for d in result.model.graph.outputs[0].shape] == ["n", "4", "time"]
+
+
 def test_scales_of_quantized_weights_stay_float32():
     model, _ = graphs.mlp()
     context = graphs.context(model)
