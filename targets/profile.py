@@ -31,6 +31,7 @@ class Profile:
     runner: Runner
     environment: str = ""  # what has to be fetched; empty: nothing
     programs: tuple[str, ...] = ()  # that must be on this machine's PATH, as the environment's
+    emulator: str = "host"  # folder of the environment that the emulator is in
     cpu: str = ""  # the emulator's CPU model, with its options
     providers: tuple[str, ...] = ("CPUExecutionProvider",)  # execution providers that run
     provider_options: Mapping[str, str] = field(default_factory=dict)  # of the first of them

@@ -15,6 +15,7 @@ import py_compile
 import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 
 from edgec.errors import DeviceError
 from edgec.targets import Debian
@@ -26,21 +27,24 @@ _FORMAT = "$(REPO_URI)|$(RELEASE)|$(SIGNED_BY)|$(COMPONENT)"
 def fetch_debian(wanted: Debian, downloads: pathlib.Path) -> list[pathlib.Path]:
     """The .deb files of the packages, in ``downloads``.
 
-    With an architecture: all that they depend on, too. Raises DeviceError.
+    With an architecture: all that they depend on, too. With a suite alone: those of another
+    release for this machine, by themselves. Raises DeviceError.
     """
     for tool in ("apt-get", "dpkg-deb", "tar"):
         if shutil.which(tool) is None:
             raise DeviceError(f"there is no {tool} on this machine; it needs Debian or Ubuntu")
-    if not wanted.architecture:
+    if not wanted.architecture and not wanted.suite:
         return [_download(package, downloads) for package in wanted.packages]
-    root = downloads / f"apt-{wanted.suite}-{wanted.architecture}"
-    options = _private_apt(root, wanted)
-    if not (root / "updated").is_file():
-        _run(["apt-get", *options, "-qq", "update"], f"Debian {wanted.suite}")
-        (root / "updated").touch()
+    if not wanted.architecture:
+        machine = _run(["dpkg", "--print-architecture"], "this machine's architecture").strip()
+        wanted = replace(wanted, architecture=machine)
+        options = _updated_apt(downloads, wanted)
+        folder = downloads / f"{wanted.folder}-{wanted.suite}"
+        return [_download(package, folder, options) for package in wanted.packages]
+    options = _updated_apt(downloads, wanted)
     command = ["apt-get", *options, "-qq", "-y", "-d", "--no-install-recommends", "install"]
     _run([*command, *wanted.packages], f"Debian {wanted.suite} {wanted.architecture}")
-    return sorted((root / "archives").glob("*.deb"))
+    return sorted((_root(downloads, wanted) / "archives").glob("*.deb"))
 
 
 def unpack_debian(archives: Sequence[pathlib.Path], folder: pathlib.Path) -> None:
@@ -63,12 +67,26 @@ def unpack_debian(archives: Sequence[pathlib.Path], folder: pathlib.Path) -> Non
         )
 
 
-def _download(package: str, downloads: pathlib.Path) -> pathlib.Path:
+def _root(downloads: pathlib.Path, wanted: Debian) -> pathlib.Path:
+    return downloads / f"apt-{wanted.suite}-{wanted.architecture}"
+
+
+def _updated_apt(downloads: pathlib.Path, wanted: Debian) -> list[str]:
+    """Options for a private apt that knows the packages of the suite."""
+    root = _root(downloads, wanted)
+    options = _private_apt(root, wanted)
+    if not (root / "updated").is_file():
+        _run(["apt-get", *options, "-qq", "update"], f"Debian {wanted.suite}")
+        (root / "updated").touch()
+    return options
+
+
+def _download(package: str, downloads: pathlib.Path, options: Sequence[str] = ()) -> pathlib.Path:
     """One package for this machine, without what it depends on."""
     folder = downloads / package
     folder.mkdir(parents=True, exist_ok=True)
     if not any(folder.glob("*.deb")):
-        _run(["apt-get", "-qq", "download", package], f"package {package}", folder)
+        _run(["apt-get", *options, "-qq", "download", package], f"package {package}", folder)
     return max(folder.glob("*.deb"))
 
 

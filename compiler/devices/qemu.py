@@ -28,7 +28,7 @@ _PROGRAMS = {
 _NEWER = ("avx512", "avx_vnni", "amx")  # no emulated CPU has them
 _COMPILED = "PYTHONPYCACHEPREFIX"  # Python's variable for the folder of compiled modules
 _BLAS = ("blas", "lapack")
-ROOT, SITE, HOST = "root", "site", "host"  # folders of an environment
+ROOT, SITE = "root", "site"  # folders of an environment
 
 
 def open_emulator(profile: Profile, folder: pathlib.Path) -> LocalPython:
@@ -36,7 +36,7 @@ def open_emulator(profile: Profile, folder: pathlib.Path) -> LocalPython:
 
     Without a root/ the guest is this machine's own Python, for an older CPU of its kind.
     """
-    program, libraries = _program(profile, folder / HOST)
+    program, libraries = _program(profile, folder / profile.emulator)
     environment = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0"}  # the same counts
     if libraries:
         environment["LD_LIBRARY_PATH"] = libraries
