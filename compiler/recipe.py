@@ -151,18 +151,50 @@ def model_kind(model: ir.Model) -> ModelKind:
         "GRU": "recurrent",
         "RNN": "recurrent",
     }
+    known: dict[ir.Value, frozenset[ir.Value] | None] = {}
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         kind = kinds.get(node.op_type)
         for value in node.inputs if kind else ():
-            tensor = ir.convenience.get_const_tensor(value) if value is not None else None
-            if tensor is not None and kind is not None:
-                shares[kind] += tensor.nbytes
+            behind = _constants_behind(value, known) if value is not None else None
+            for constant in behind or ():
+                tensor = ir.convenience.get_const_tensor(constant)
+                if tensor is not None and kind is not None:
+                    shares[kind] += tensor.nbytes
     if shares["recurrent"] * 3 >= sum(shares.values()) > 0:
         return "recurrent"
     # a classifier's head belongs to its convolutions: they decide from a fifth of the bytes
     if shares["convolutional"] * 5 >= sum(shares.values()) > 0:
         return "convolutional"
     return "transformer"
+
+
+def _constants_behind(
+    value: ir.Value, known: dict[ir.Value, frozenset[ir.Value] | None]
+) -> frozenset[ir.Value] | None:
+    """The constants that a value is computed from (itself, if it is one); None if it is not.
+
+    An exporter may slice and join the weights of an LSTM in the graph.
+    """
+    stack = [value]
+    while stack:
+        current = stack[-1]
+        if current in known:
+            stack.pop()
+            continue
+        if ir.convenience.get_const_tensor(current) is not None:
+            known[current] = frozenset([current])
+            continue
+        node = current.producer()
+        inputs = [v for v in node.inputs if v is not None] if node is not None else []
+        waiting = [v for v in inputs if v not in known]
+        if waiting:
+            stack += waiting
+            continue
+        parts = [known[v] for v in inputs]
+        computed = bool(parts) and all(part is not None for part in parts)
+        found = frozenset(c for part in parts if part is not None for c in part)
+        known[current] = found if computed else None
+    return known[value]
 
 
 def check_order(passes: tuple[Pass, ...]) -> tuple[Pass, ...]:

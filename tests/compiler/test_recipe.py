@@ -7,6 +7,7 @@ import pathlib
 from typing import Any
 
 import graphs
+import numpy as np
 import pytest
 
 from edgec import recipe
@@ -69,6 +70,19 @@ def test_recurrences_decide_from_a_third_of_the_weights(hidden: int, kind: str) 
     weights = {"k": (64, 8, 3), "w": (1, 4 * hidden, 64), "r": (1, 4 * hidden, hidden)}
     made = {name: graphs.weight(*shape) for name, shape in weights.items()}
     assert recipe.model_kind(graphs.graph(text, made)) == kind
+
+
+def test_weights_that_the_graph_slices_count_for_the_layer_behind() -> None:
+    text = """sliced (float[1, 8, 20] x) => (float[18, 1, 1, 4] y) {
+        c = Conv (x, k)
+        t = Transpose <perm = [2, 0, 1]> (c)
+        s = Slice (w, from, to)
+        y, h, n = LSTM <hidden_size = 4> (t, s, r)
+    }"""
+    weights = {"k": (64, 8, 3), "w": (2, 16, 64), "r": (1, 16, 4)}
+    made = {name: graphs.weight(*shape) for name, shape in weights.items()}
+    ends = {"from": np.array([0]), "to": np.array([1])}
+    assert recipe.model_kind(graphs.graph(text, made | ends)) == "recurrent"
 
 
 def test_settings_change_one_pass_and_keep_the_rest() -> None:
