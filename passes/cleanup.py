@@ -87,7 +87,7 @@ def _until_stable(model: ir.Model) -> ir.Model:
             model,
             input_size_limit=_MAX_FOLD_INPUT,
             output_size_limit=_MAX_FOLD_OUTPUT,
-            should_fold=lambda node: True if _is_small_fill(node) else None,
+            should_fold=lambda node: True if _is_useful_fill(node) else None,
         )
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         common.LiftSubgraphInitializersToMainGraphPass()(model)
@@ -116,10 +116,17 @@ def _strip_metadata(model: ir.Model) -> None:
             value.doc_string = None
 
 
-def _is_small_fill(node: ir.Node) -> bool:
-    """True for a ConstantOfShape of a few numbers: folding it frees the chain behind it."""
+def _is_useful_fill(node: ir.Node) -> bool:
+    """True for a ConstantOfShape of a few numbers: folding it frees the chain behind it.
+
+    A layer's weight may be larger: what folds into a layer (BatchNormalization) needs its numbers.
+    """
     shape = constant(node.inputs[0]) if is_op(node, "ConstantOfShape") else None
-    return shape is not None and int(np.prod(shape)) <= _MAX_FILL
+    if shape is None:
+        return False
+    uses = node.outputs[0].uses()
+    weight = any(i > 0 and is_op(user, "Conv", "ConvTranspose", "Gemm") for user, i in uses)
+    return int(np.prod(shape)) <= (_MAX_FOLD_INPUT if weight else _MAX_FILL)
 
 
 def _refuse_nan(model: ir.Model) -> None:

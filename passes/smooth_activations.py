@@ -38,7 +38,7 @@ from edgec.targets.schema import Int8
 _ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 _WORTH = 0.9  # share of the squared error below which smoothing is done
 _WORTH_A_NODE = 0.7  # and below which it is worth a node that runs at every inference
-_ROWS = 512  # of each activation, on which the error is taken
+_ROWS = 256  # of each activation, on which the error is taken
 _NORMS = ("LayerNormalization", "RMSNormalization")
 _LIMIT = 1e4  # of a scale, either way
 
@@ -111,7 +111,8 @@ class SmoothActivations:
             weights = [reader.blocks[0, :, :, 0] for reader in site.readers]  # [out, in]
             heavy = np.max([np.abs(w).max(axis=0) for w in weights], axis=0)
             alphas = _ALPHAS if self.alpha is None else (self.alpha,)
-            given = rows[site.name], ranges[site.name], weights, context.target.int8
+            exact = [rows[site.name] @ weight.T for weight in weights]
+            given = rows[site.name], ranges[site.name], weights, exact, context.target.int8
             top = np.abs(ranges[site.name]).max(axis=0)
             scales = [_scale(top, heavy, alpha) for alpha in alphas]
             plain = _error(np.ones_like(heavy), *given)
@@ -295,22 +296,34 @@ def _scale(top: Array, heavy: Array, alpha: float) -> Array:
     return np.where(alive, np.clip(ratio / middle, 1 / _LIMIT, _LIMIT), 1.0).astype(np.float32)
 
 
-def _error(scale: Array, rows: Array, ranges: Array, weights: Sequence[Array], int8: Int8) -> float:
+def _error(
+    scale: Array,
+    rows: Array,
+    ranges: Array,
+    weights: Sequence[Array],
+    exact: Sequence[Array],
+    int8: Int8,
+) -> float:
     """Squared error of the products in int8: activations per tensor, weights as on the target.
 
-    rows: [n, in]. ranges: [2, in], of all rows. weights: [out, in] each.
+    rows: [n, in]. ranges: [2, in], of all rows. weights: [out, in] each. exact: [n, out] each,
+    the products in float32.
     """
     x = rows / scale
     low, high = min(float((ranges / scale).min()), 0.0), max(float((ranges / scale).max()), 0.0)
     step = max((high - low) / 255, 1e-30)
     noisy = np.rint(x / step) * step
     total = 0.0
-    for weight in weights:
+    for weight, wanted in zip(weights, exact, strict=True):
         w = weight * scale
         top = np.abs(w).max(axis=1 if int8.per_channel else None, keepdims=True)
         step_w = np.maximum(top / (64 if int8.reduce_range else 127), 1e-30)
-        made = noisy @ (np.rint(w / step_w) * step_w).T
-        total += float(np.square(made - rows @ weight.T, dtype=np.float64).sum())
+        w /= step_w
+        np.rint(w, out=w)
+        made = noisy @ w.T
+        made *= step_w.T
+        made -= wanted
+        total += float(np.square(made, out=made).sum(dtype=np.float64))
     return total
 
 

@@ -10,6 +10,7 @@ from edgec.passes.cleanup import Cleanup
 from edgec.passes.contract import Context, PassError
 from edgec.passes.equivalence import largest_error
 from edgec.passes.execution import graph_bytes
+from edgec.passes.fuse import Fuse
 from edgec.targets import load_target
 
 
@@ -53,6 +54,32 @@ def test_constants_become_initializers_and_constant_subgraphs_are_computed():
     (value,) = result.model.graph.initializers.values()
     assert value.name == "c" and value.const_value.numpy() == 5.0
     assert result.changed > 0
+
+
+def test_a_fill_is_stored_where_it_is_a_layers_weight_and_stays_where_it_is_large_data():
+    model = model_of(
+        """g (float[1,80,4,4] x) => (float[1,80,4,4] y)
+        <
+            int64[4] w_shape = {80, 80, 1, 1},
+            int64[1] c_shape = {80},
+            int64[4] d_shape = {1, 80, 8, 8}
+        >
+        {
+            w = ConstantOfShape<value = float[1] {0.02}>(w_shape)
+            c = ConstantOfShape<value = float[1] {1.5}>(c_shape)
+            d = ConstantOfShape<value = float[1] {1.0}>(d_shape)
+            h = Conv(x, w)
+            n = BatchNormalization(h, c, c, c, c)
+            p = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(d)
+            y = Add(n, p)
+        }"""
+    )
+    result = clean(model)
+    assert op_types(result.model).count("ConstantOfShape") == 1
+    fused = Fuse().run(result.model, context_for(model)).model
+    assert "BatchNormalization" not in op_types(fused)
+    feeds = {"x": np.random.default_rng(0).normal(size=(1, 80, 4, 4)).astype(np.float32)}
+    assert largest_error(model, fused, [feeds]) < 1e-5
 
 
 def test_dead_duplicate_and_identity_nodes_go():
