@@ -2,15 +2,20 @@
 
     edgec devices install all        # what can be had on this machine
     python benchmarks/devices.py [--only ocr ...] [--targets arm64 ...] [--devices haswell ...]
-                                 [--samples 4] [--write docs/targets.md] [--json]
+                                 [--samples 4] [--rows FILE] [--write docs/targets.md] [--json]
 
 One model per kind (``kinds.py``) is built for every target with the target's own recipe, and
 run on every installed device that the bundle fits (``edgec verify --on``). Two tables:
 
     verified   kind x device: status, agreement and SQNR against float32 there and here
     targets    kind x target: the recipe that the build took, size, SQNR, and what one inference
-               costs: executed instructions on the first device that counts them, as a share of
-               those of float32 there; on this machine's own kind, latency instead
+               costs: executed instructions on the target's own device or the first that counts
+               them, as a share of those of float32 there; on this machine's own kind, latency
+               instead
+
+An interrupted run goes on with ``--rows FILE``: finished rows are kept there as JSON lines and
+taken from there if they were asked for with the same devices and numbers of samples. Delete
+the file after a change of edgec.
 
 A device that is not installed, or that no target fits, is listed with the reason. The exit
 code is 1 if a bundle failed or was refused on a device that it fits.
@@ -62,12 +67,14 @@ def main() -> int:
     parser.add_argument("--devices", nargs="*", default=profile_names(), choices=profile_names())
     parser.add_argument("--samples", type=int, default=4, help="per model and device")
     parser.add_argument("--calibration", type=int, default=32, help="samples")
+    parser.add_argument("--rows", type=pathlib.Path, help="keep finished rows, and go on from them")
     parser.add_argument("--write", type=pathlib.Path, help="docs/targets.md: renew its tables")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the tables")
     asked = parser.parse_args()
     lacking = {name: missing(load_profile(name)) for name in asked.devices}
     devices = [name for name, reason in lacking.items() if reason is None]
-    rows: list[Row] = []
+    setting = {"devices": devices, "samples": asked.samples, "calibration": asked.calibration}
+    rows = kept_rows(asked.rows, setting)
     with tempfile.TemporaryDirectory() as folder:
         for kind in asked.only:
             try:
@@ -75,9 +82,18 @@ def main() -> int:
             except FixtureMissing as absent:
                 print(f"{kind} is left out: {absent}", file=sys.stderr)
                 continue
-            for row in built_and_run(kind, given, asked.targets, devices, pathlib.Path(folder)):
+            done = {row.target for row in rows if row.kind == kind}
+            targets = [target for target in asked.targets if target not in done]
+            for row in built_and_run(kind, given, targets, devices, pathlib.Path(folder)):
                 print(line(row), file=sys.stderr, flush=True)
                 rows.append(row)
+                if asked.rows is not None:
+                    with asked.rows.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps({"asked": setting, "row": asdict(row)}) + "\n")
+    rows = sorted(
+        (row for row in rows if row.kind in asked.only and row.target in asked.targets),
+        key=lambda row: (asked.only.index(row.kind), asked.targets.index(row.target)),
+    )
     if asked.json:
         print(json.dumps([asdict(row) for row in rows], indent=2))
     else:
@@ -88,6 +104,18 @@ def main() -> int:
             renew(asked.write, text)
     statuses = [str(v["status"]) for row in rows for v in row.verdicts]
     return int("failed" in statuses or "refused" in statuses or not statuses)
+
+
+def kept_rows(path: pathlib.Path | None, setting: Mapping[str, Any]) -> list[Row]:
+    """The rows of an earlier run with the same devices and numbers of samples."""
+    if path is None or not path.exists():
+        return []
+    lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
+    return [
+        Row(**{**kept["row"], "verdicts": tuple(kept["row"]["verdicts"])})
+        for kept in lines
+        if kept["asked"] == setting
+    ]
 
 
 def built_and_run(
@@ -101,6 +129,8 @@ def built_and_run(
     source, calibration, samples = given
     exported = folder / f"{kind}.x.reference.onnx"
     first = folder / f"{kind}.x.edgec"
+    if not targets:
+        return
     edgec.build(source, target="x86-64", output=first, recipe="lower", verify=False)
     for target in targets:
         bundle = folder / f"{kind}.{target}.edgec"
@@ -113,7 +143,9 @@ def built_and_run(
         fitting = [name for name in devices if fits(bundle, name)]
         verdicts = verify_on(bundle, fitting, feeds, against=exported)
         cost = cost_of(verdicts, report)
-        counting = next((v.device for v in verdicts if v.outcome and v.outcome.counts), None)
+        own = load_target(target).devices
+        counts = [v.device for v in verdicts if v.outcome and v.outcome.counts]
+        counting = min(counts, key=lambda name: name not in own, default=None)
         if counting is not None:
             plain = folder / f"{kind}.{target}.float.edgec"
             edgec.build(exported, target=target, output=plain, recipe=LOSSLESS, **options)
