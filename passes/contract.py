@@ -86,6 +86,8 @@ class Context:
     """What a pass may consult. Read only.
 
     calibration, validation: disjoint; None where the user gave no data.
+    calibration_labels, validation_labels: what came with each of their samples besides the
+    inputs, in the same order; None where nothing did.
     lock: decisions of an earlier run of this step; empty where nothing is to be replayed.
     unquantized: the model before the first lossy pass of stage QUANTIZE; None before that.
     """
@@ -94,6 +96,8 @@ class Context:
     reference: ir.Model
     calibration: Samples | None = None
     validation: Samples | None = None
+    calibration_labels: Samples | None = None
+    validation_labels: Samples | None = None
     lock: Mapping[str, Any] = field(default_factory=dict)
     unquantized: ir.Model | None = None
     seed: int = 0

@@ -15,14 +15,17 @@ Left out: labels, relation distillation, learned scales, blocks on disk, several
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import onnx_ir as ir
 
 from edgec.passes.contract import Context, PassError, Result, Skip, Stage
+from edgec.passes.curriculum import Order
 from edgec.passes.differences import apply_differences, differences
-from edgec.passes.lesson import LAYERS, NOTHING, THREADS, Lesson
+from edgec.passes.lesson import NOTHING, THREADS, Lesson
+from edgec.passes.losses import LAYERS
 from edgec.passes.weights import label
+from edgec_runtime.errors import suggestion
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Recover:
     steps: int = 80  # optimizer steps
     batch: int = 8  # samples a step
     splice: bool = True  # train on pieces of two samples put together, too
+    order: Order = "random"  # of the samples; easy-first: where the teacher is sure come first
     rate: float = 0.0  # of weights: quantization steps a step, at the peak; 0: they stay
     bias_rate: float = 3e-5  # of biases: share of their root mean square a step, at the peak
     features: int = 12  # inner values that are matched besides the outputs; 0: none
@@ -47,6 +51,9 @@ class Recover:
 
     def __post_init__(self) -> None:
         """Check the parameters."""
+        if self.order not in get_args(Order):
+            near = suggestion(self.order, get_args(Order))
+            raise PassError(f"recover: no order '{self.order}'{near}")
         for name in ("steps", "batch"):
             if not getattr(self, name) > 0:
                 raise PassError(f"recover: {name} is {getattr(self, name)}, expected above 0")

@@ -8,8 +8,9 @@ import onnx_ir as ir
 import pytest
 
 from edgec.passes import PassError, QuantizeStatic, Recover, Skip
+from edgec.passes.curriculum import Example, joined
 from edgec.passes.execution import graph_bytes
-from edgec.passes.lesson import Lesson, joined
+from edgec.passes.lesson import Lesson
 from edgec.passes.torch_graph import to_torch
 from edgec.targets import load_target
 
@@ -100,23 +101,24 @@ def test_samples_are_stacked_only_where_the_graph_keeps_them_apart(quantized):
     reference, model, context = quantized
     twin = to_torch(model)
     lesson = Lesson(twin, model, context, Recover())
-    assert lesson._stacks(samples(2, 0))
+    pair = [Example(feeds) for feeds in samples(2, 0)]
+    assert lesson._stacks(pair)
     mixing, _ = graphs.cnn()
     mixing.graph.append(mean := ir.node("ReduceMean", [mixing.graph.outputs[0]], {"keepdims": 1}))
     mixing.graph.outputs[0] = mean.outputs[0]
     mean.outputs[0].name = "over_all_samples"
     across = graphs.context(mixing, calibration=samples(4, 0))
-    assert not Lesson(to_torch(mixing), mixing, across, Recover())._stacks(samples(2, 0))
+    assert not Lesson(to_torch(mixing), mixing, across, Recover())._stacks(pair)
 
 
 def test_a_joined_sample_has_the_start_of_one_and_the_rest_of_the_other():
-    a, b = ({"x": np.full((1, 3, 4, 10), v, np.float32)} for v in (1, 2))
-    piece = joined(a, b, 0.3)["x"]
+    a, b = (Example({"x": np.full((1, 3, 4, 10), v, np.float32)}) for v in (1, 2))
+    piece = joined(a, b, 0.3).feeds["x"]
     assert piece.shape == (1, 3, 4, 10)
     assert (piece[..., :3] == 1).all() and (piece[..., 3:] == 2).all()
-    tokens = {"ids": np.zeros((1, 8), np.int64)}
+    tokens = Example({"ids": np.zeros((1, 8), np.int64)})
     assert joined(tokens, tokens, 0.5) is None
-    assert joined(a, {"x": np.zeros((1, 3, 4, 12), np.float32)}, 0.5) is None
+    assert joined(a, Example({"x": np.zeros((1, 3, 4, 12), np.float32)}), 0.5) is None
 
 
 def test_missing_data_and_wrong_parameters_are_refused():
