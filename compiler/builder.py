@@ -16,6 +16,7 @@ import edgec
 from edgec import recipe as recipes
 from edgec.bench import Timing
 from edgec.coverage import measure_coverage
+from edgec.data import labels_of
 from edgec.devices.after_build import devices_to_verify_on, verify_built
 from edgec.emit import check_model, emit, lay_out, make_manifest, save_reference
 from edgec.evaluate import Judgement
@@ -108,6 +109,8 @@ def build(
         reference=exported.model,
         calibration=inputs.calibration,
         validation=inputs.validation,
+        calibration_labels=labels_of(inputs.calibration),
+        validation_labels=labels_of(inputs.validation),
         seed=seed,
         progress=progress,
     )

@@ -124,6 +124,27 @@ class Dataset:
         )
 
 
+@dataclass(frozen=True)
+class Labels:
+    """What came with each sample of a data set besides the inputs (``Samples`` of a pass)."""
+
+    data: Dataset
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.data)
+
+    def __iter__(self) -> Iterator[Mapping[str, Array]]:
+        """Yield the labels of the samples in order; empty where a sample has none."""
+        for sample in self.data.samples():
+            yield sample.labels
+
+
+def labels_of(data: Dataset | None) -> Labels | None:
+    """The labels of a data set; None where there is none."""
+    return None if data is None else Labels(data)
+
+
 def open_data(given: Any, inputs: tuple[InputSpec, ...], what: str) -> Dataset:
     """The checked data set that DATA stands for.
 

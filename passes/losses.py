@@ -1,19 +1,35 @@
 """How far a student's answers are from its teacher's: what ``recover`` lessens, and judges by.
 
-Loss: KL divergence of the output probabilities or normalised squared error, plus normalised
-squared error at values that both graphs share (FitNets, Romero et al. 2015,
-arXiv:1412.6550). The held-out measure is another one, which no single answer can dominate.
+A weighted sum. Response: KL divergence or squared error of the outputs
+(`edgec.passes.responses`). Feature: squared error over the teacher's mean square at layer
+outputs that both graphs name alike, through a learned projection where their widths differ
+(FitNets, Romero et al. 2015, arXiv:1412.6550, section 2.2). Relation: distances and angles
+between the samples of a stack at what the last layer reads (`edgec.passes.relations`).
+Labels: cross-entropy. The held-out measure is another one, which no single answer dominates.
+
+Left out: attention maps, hints chosen by hand, projections over more than one axis.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from edgec.passes.contract import PassError
-from edgec.passes.curriculum import Example
+from edgec.passes.contract import Feeds, PassError
+from edgec.passes.curriculum import UNKNOWN, Example
+from edgec.passes.execution import open_session, run_feeds
+from edgec.passes.relations import last_layer_inputs, relation_errors
+from edgec.passes.responses import (
+    distance_of,
+    kind_of,
+    log_probabilities,
+    probabilities,
+    response_error,
+    squared_error,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +39,21 @@ if TYPE_CHECKING:
 
 LAYERS = frozenset({"Add", "Conv", "ConvTranspose", "Gemm", "LayerNormalization", "MatMul"})
 PROJECTION_RATE = 0.003  # Adam's, of learned projections
+_LABEL = "label"  # the key of class labels where there are several
+_RELATED = 3  # samples that an angle needs
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """A layer output that both graphs name alike.
+
+    axis: the one along which student and teacher are of different width; None if they are not.
+    """
+
+    name: str
+    axis: int | None
+    student_width: int = 0
+    teacher_width: int = 0
 
 
 class Losses:
@@ -35,32 +66,66 @@ class Losses:
     def __init__(
         self, model: ir.Model, reference: ir.Model, settings: Recover, seed: int, example: Example
     ) -> None:
-        """model: the student. reference: the teacher. example: any sample of the data."""
+        """model: the student. reference: the teacher. example: any sample of the data.
+
+        Both run once on the example, for their shapes. Raises PassError for a teacher whose
+        answers are of another shape, and for a loss that has nothing to work on.
+        """
         self._settings = settings
-        self._kinds = {str(v.name): _kind(v) for v in model.graph.outputs}
-        self.features = _shared_values(model, reference, settings.features)
-        self.student_features = self.features
+        self._kinds = {str(v.name): kind_of(v) for v in model.graph.outputs}
+        self._related = None
+        if settings.distance_weight or settings.angle_weight:
+            self._related = _related(model, reference)
+        names = _shared_names(model, reference) if settings.feature_weight else ()
+        ours, theirs = self._related or (None, None)
+        student, teacher = (
+            _shapes(graph, [*self._kinds, *names, *([own] if own else [])], example.feeds)
+            for graph, own in ((model, ours), (reference, theirs))
+        )
+        _check_answers(tuple(self._kinds), student, teacher)
+        shared = [_shared(name, student[name], teacher[name]) for name in names]
+        self._shared = _spread([s for s in shared if s is not None], settings.features)
+        if settings.teacher and settings.features and settings.feature_weight and not self._shared:
+            raise PassError(
+                f"recover: teacher {settings.teacher} has no inner value of a name that the model "
+                "has too and of the same shape but for one width, so there are no features to "
+                "match; set recover.feature_weight=0"
+            )
+        self._label = self._class_labels(example) if settings.label_weight else None
+        if not (self._teaches() or self._label):
+            raise PassError(
+                "recover: only label_weight is above 0, but the calibration data has no class "
+                "labels (integers beside the inputs) for an output of classes; give labels, or "
+                "weigh response, features or relations"
+            )
+        matched = [s.name for s in self._shared]
+        self.student_features = tuple(dict.fromkeys([*matched, *([ours] if ours else [])]))
+        self.features = tuple(dict.fromkeys([*matched, *([theirs] if theirs else [])]))
+        self._projections = _projections(self._shared, seed)
 
     def parameters(self) -> list[Parameter]:
         """Learned projections: trained beside the student, never shipped."""
-        return []
+        return list(self._projections.values())
 
     def check_rows(self, rows: int) -> None:
-        """Raise PassError if a loss needs more samples on top of each other than there are."""
+        """Raise PassError if relations need more samples on top of each other than there are."""
+        if self._related is not None and rows < _RELATED:
+            raise PassError(
+                f"recover: relations need {_RELATED} samples at once, a step sees {rows} of them: "
+                "raise recover.batch, give a model with an open batch, or set "
+                "recover.distance_weight=0 and recover.angle_weight=0"
+            )
 
     def doubt(self, answers: Mapping[str, Tensor]) -> float:
         """How unsure the teacher is: 1 less the probability of its likeliest class, 0..1.
 
         Mean over rows and outputs. Raises PassError if no output is of classes.
         """
-        import torch
-
-        doubts = []
-        for name, kind in self._kinds.items():
-            if kind != "numbers":
-                answer = answers[name]
-                sure = torch.softmax(answer, -1) if kind == "logits" else answer
-                doubts.append(1.0 - float(sure.amax(-1).mean()))
+        doubts = [
+            1.0 - float(probabilities(kind, answers[name]).amax(-1).mean())
+            for name, kind in self._kinds.items()
+            if kind != "numbers"
+        ]
         if not doubts:
             raise PassError(
                 "recover: order is easy-first, but no output is of classes (Softmax, or a matrix "
@@ -77,17 +142,32 @@ class Losses:
         """What a training step lessens, the mean over the samples of a stack.
 
         values: the student's outputs and ``student_features``. answers: the teacher's outputs
-        and ``features``. labels: integers by name; empty where there are none.
+        and ``features``. labels: int64 [rows] by name; empty where there are none.
         """
         import torch
 
-        loss = torch.stack(
-            [_output_loss(kind, values[n], answers[n]) for n, kind in self._kinds.items()]
-        ).sum()
-        if self.features and self._settings.feature_weight:
-            errors = [squared_error(values[n], answers[n]) for n in self.features]
-            loss = loss + self._settings.feature_weight * torch.stack(errors).mean()
-        return loss
+        chosen = self._settings
+        terms = []
+        if chosen.response_weight:
+            responses = [
+                response_error(kind, values[name], answers[name], chosen.temperature)
+                for name, kind in self._kinds.items()
+            ]
+            terms.append(chosen.response_weight * torch.stack(responses).sum())
+        if self._shared:
+            errors = [
+                squared_error(self._projected(s, values[s.name]), answers[s.name])
+                for s in self._shared
+            ]
+            terms.append(chosen.feature_weight * torch.stack(errors).mean())
+        if self._related is not None:
+            student, teacher = values[self._related[0]], answers[self._related[1]]
+            if len(student) >= _RELATED:  # the rest of an uneven batch may be smaller
+                distance, angle = relation_errors(student, teacher)
+                terms += [chosen.distance_weight * distance, chosen.angle_weight * angle]
+        if self._label is not None:
+            terms.append(chosen.label_weight * self._label_loss(values, labels))
+        return torch.stack(terms).sum() if terms else torch.zeros((), requires_grad=True)
 
     def distance(
         self,
@@ -95,80 +175,147 @@ class Losses:
         answers: Mapping[str, Tensor],
         labels: Mapping[str, Tensor],
     ) -> Tensor:
-        """How far the outputs alone are apart: what the user will notice."""
+        """How far the outputs alone are apart: what the user will notice.
+
+        With labels, their cross-entropy counts beside the teacher's answers as it does in
+        the loss.
+        """
         import torch
 
-        return torch.stack(
-            [_distance(kind, values[n], answers[n]) for n, kind in self._kinds.items()]
+        chosen = self._settings
+        apart = torch.stack(
+            [distance_of(kind, values[n], answers[n]) for n, kind in self._kinds.items()]
         ).sum()
+        if self._label is None or self._label[1] not in labels:
+            return apart
+        wrong = self._label_loss(values, labels)
+        return chosen.response_weight * apart + chosen.label_weight * wrong
+
+    def _teaches(self) -> bool:
+        return bool(self._settings.response_weight or self._shared or self._related)
+
+    def _class_labels(self, example: Example) -> tuple[str, str] | None:
+        """The output of classes and the key of its labels; None where there is no such pair."""
+        outputs = [name for name, kind in self._kinds.items() if kind != "numbers"]
+        for name in outputs:
+            if name in example.labels:
+                return name, name
+        keys = [_LABEL] if _LABEL in example.labels else list(example.labels)
+        return (outputs[0], keys[0]) if len(outputs) == len(keys) == 1 else None
+
+    def _label_loss(self, values: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> Tensor:
+        """Cross-entropy of the rows whose class is known. Raises PassError for no classes."""
+        import torch
+        import torch.nn.functional as functional
+
+        assert self._label is not None
+        output, key = self._label
+        if key not in labels:
+            return torch.zeros((), requires_grad=True)
+        log = log_probabilities(self._kinds[output], values[output], 1.0)
+        rows, classes = log.reshape(-1, log.shape[-1]), labels[key]
+        if len(classes) != len(rows) or not _are_classes(classes, rows.shape[-1]):
+            raise PassError(
+                f"recover: label '{key}' is no class of output '{output}': {len(classes)} integers "
+                f"from {int(classes.min())} to {int(classes.max())} for {len(rows)} rows of "
+                f"{rows.shape[-1]} classes; set recover.label_weight=0 to learn without labels"
+            )
+        known = classes != UNKNOWN
+        if not bool(known.any()):
+            return torch.zeros((), requires_grad=True)
+        return functional.nll_loss(rows[known], classes[known])
+
+    def _projected(self, shared: _Shared, value: Tensor) -> Tensor:
+        """The student's value in the teacher's width."""
+        import torch
+
+        if shared.axis is None:
+            return value
+        wide = torch.tensordot(value, self._projections[shared.name], dims=([shared.axis], [1]))
+        return wide.movedim(-1, shared.axis)
 
 
-def squared_error(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared error over the teacher's mean square."""
-    return (student - teacher).square().mean() / teacher.square().mean().clamp_min(1e-12)
+def _check_answers(
+    outputs: Sequence[str], student: Mapping[str, Any], teacher: Mapping[str, Any]
+) -> None:
+    """Raise PassError if an output of the two has not the same shape."""
+    for name in outputs:
+        if student[name] != teacher[name]:
+            raise PassError(
+                f"recover: output '{name}' has shape {list(student[name])}, the teacher's has "
+                f"{list(teacher[name])}; a teacher answers in the form of its student"
+            )
 
 
-def _kind(output: ir.Value) -> str:
-    """How an output is compared: as probabilities, logits or numbers."""
-    node = output.producer()
-    while node is not None and node.op_type in {"Reshape", "Squeeze", "Identity", "Flatten"}:
-        node = node.inputs[0].producer() if node.inputs[0] is not None else None
-    if node is not None and node.op_type == "DequantizeLinear" and node.inputs[0] is not None:
-        quantizer = node.inputs[0].producer()
-        source = quantizer.inputs[0] if quantizer is not None else None
-        node = source.producer() if source is not None else None
-    op = "" if node is None else node.op_type
-    if op == "Softmax":
-        return "probabilities"
-    rank = 0 if output.shape is None else len(output.shape)
-    return "logits" if op in {"Gemm", "MatMul", "Add"} and rank == 2 else "numbers"
+def _shapes(model: ir.Model, names: Sequence[str], feeds: Feeds) -> dict[str, tuple[int, ...]]:
+    """Shapes of values of a graph on one sample."""
+    wanted = list(dict.fromkeys(names))
+    arrays = run_feeds(open_session(model, outputs=wanted), feeds)
+    return {name: tuple(array.shape) for name, array in zip(wanted, arrays, strict=True)}
 
 
-def _output_loss(kind: str, student: Tensor, teacher: Tensor) -> Tensor:
-    import torch
-    import torch.nn.functional as functional
-
-    if not student.is_floating_point():
-        return torch.zeros(())
-    if kind == "numbers":
-        return squared_error(student, teacher)
-    if kind == "logits":
-        log_student, log_teacher = (torch.log_softmax(v, -1) for v in (student, teacher))
-    else:
-        log_student, log_teacher = (torch.log(v.clamp_min(1e-9)) for v in (student, teacher))
-    rows = log_student.reshape(-1, log_student.shape[-1])
-    return functional.kl_div(
-        rows, log_teacher.reshape(rows.shape), log_target=True, reduction="batchmean"
-    )
-
-
-def _distance(kind: str, student: Tensor, teacher: Tensor) -> Tensor:
-    """How far the answers are apart, in numbers that no single answer can dominate.
-
-    Total variation of probabilities (0..1), near the share of changed decisions; the KL
-    divergence of a few dozen samples hangs on the few rows where a decision flipped.
-    """
-    import torch
-
-    if kind == "numbers" or not student.is_floating_point():
-        return _output_loss(kind, student, teacher)
-    if kind == "logits":
-        student, teacher = (torch.softmax(v, -1) for v in (student, teacher))
-    return (student - teacher).abs().sum(-1).mean() / 2
-
-
-def _shared_values(model: ir.Model, reference: ir.Model, count: int) -> tuple[str, ...]:
-    """Outputs of layers that both graphs name alike, ``count`` of them, evenly spread."""
+def _shared_names(model: ir.Model, reference: ir.Model) -> tuple[str, ...]:
+    """Outputs of layers that both graphs name alike, in the student's order."""
     known = {v.name for node in reference.graph for v in node.outputs if node.op_type in LAYERS} - {
         v.name for v in reference.graph.outputs
     }
-    names = [
+    return tuple(
         str(v.name)
         for node in model.graph
         if node.op_type in LAYERS
         for v in node.outputs
         if v.name in known
-    ]
-    if count >= len(names):
-        return tuple(names)
-    return tuple(names[(2 * i + 1) * len(names) // (2 * count)] for i in range(count))
+    )
+
+
+def _shared(name: str, student: Sequence[int], teacher: Sequence[int]) -> _Shared | None:
+    """What can be matched at a name; None if the two differ in more than one width."""
+    if len(student) != len(teacher):
+        return None
+    axes = [i for i, (a, b) in enumerate(zip(student, teacher, strict=True)) if a != b]
+    if not axes:
+        return _Shared(name, None)
+    if len(axes) > 1 or axes[0] == 0:
+        return None
+    return _Shared(name, axes[0], student[axes[0]], teacher[axes[0]])
+
+
+def _spread(shared: Sequence[_Shared], count: int) -> tuple[_Shared, ...]:
+    """``count`` of them, evenly spread."""
+    if count >= len(shared):
+        return tuple(shared)
+    return tuple(shared[(2 * i + 1) * len(shared) // (2 * count)] for i in range(count))
+
+
+def _related(model: ir.Model, reference: ir.Model) -> tuple[str, str]:
+    """What the last layers of student and teacher read; by the same name where both have it.
+
+    Raises PassError if one of them has no such layer.
+    """
+    ours, theirs = last_layer_inputs(model), last_layer_inputs(reference)
+    if not ours or not theirs:
+        raise PassError(
+            "recover: relations are taken at what the last matrix product or convolution reads, "
+            f"and none lies before output '{model.graph.outputs[0].name}'; set "
+            "recover.distance_weight=0 and recover.angle_weight=0"
+        )
+    shared = next((name for name in ours if name in theirs), None)
+    return (shared, shared) if shared else (ours[0], theirs[0])
+
+
+def _projections(shared: Sequence[_Shared], seed: int) -> dict[str, Parameter]:
+    """A matrix [teacher's width, student's width] for each value of different widths."""
+    import torch
+
+    random = torch.Generator().manual_seed(seed)
+    return {
+        s.name: torch.nn.Parameter(
+            torch.randn(s.teacher_width, s.student_width, generator=random) / s.student_width**0.5
+        )
+        for s in shared
+        if s.axis is not None
+    }
+
+
+def _are_classes(labels: Tensor, count: int) -> bool:
+    return bool(((labels >= UNKNOWN) & (labels < count)).all())

@@ -1,20 +1,18 @@
-"""Wins back what quantization lost: trains the graph towards the reference, without labels.
+"""Wins back what compression lost: trains the graph towards a teacher, with or without labels.
 
-The reference runs in ONNX Runtime and gives the answers (teacher); the quantized graph runs
-as its differentiable twin (student). Loss: KL divergence of the output probabilities or
-normalised squared error, plus normalised squared error at values that both graphs share
-(FitNets, Romero et al. 2015, arXiv:1412.6550). What is trained is what ships: integer
+The teacher, the reference or another model, runs in ONNX Runtime and gives the answers; the
+graph as it is so far runs as its differentiable twin (student). What is lessened: the
+weighted losses of `edgec.passes.losses`. What is trained is what ships: integer
 weights move under their fixed scales and are rounded back (quantization-aware training,
 Jacob et al. 2018, arXiv:1712.05877). The best state on held-out samples wins, the
 untrained one included, so the pass cannot make the held-out figure worse. The training
 itself is in `edgec.passes.lesson`.
-
-Left out: labels, relation distillation, learned scales, blocks on disk, several processes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import pathlib
+from dataclasses import dataclass, replace
 from typing import ClassVar, get_args
 
 import onnx_ir as ir
@@ -24,21 +22,32 @@ from edgec.passes.curriculum import Order
 from edgec.passes.differences import apply_differences, differences
 from edgec.passes.lesson import NOTHING, THREADS, Lesson
 from edgec.passes.losses import LAYERS
+from edgec.passes.sparsity import keep_zeros
+from edgec.passes.teacher import load_teacher
 from edgec.passes.weights import label
 from edgec_runtime.errors import suggestion
+
+_WEIGHTS = (
+    "response_weight",
+    "feature_weight",
+    "distance_weight",
+    "angle_weight",
+    "label_weight",
+)
 
 
 @dataclass(frozen=True)
 class Recover:
     """Train weights and biases so that the outputs come back to the reference's.
 
-    Needs calibration data; labels are not used. A step sees ``batch`` samples.
+    Needs calibration data; class labels that come with it are used. A step sees ``batch``
+    samples.
     """
 
     name: ClassVar[str] = "recover"
     stage: ClassVar[Stage] = Stage.TRAIN
     lossless: ClassVar[bool] = False
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     steps: int = 80  # optimizer steps
     batch: int = 8  # samples a step
@@ -46,8 +55,14 @@ class Recover:
     order: Order = "random"  # of the samples; easy-first: where the teacher is sure come first
     rate: float = 0.0  # of weights: quantization steps a step, at the peak; 0: they stay
     bias_rate: float = 3e-5  # of biases: share of their root mean square a step, at the peak
+    teacher: str = ""  # .onnx file that gives the answers; by default the reference does
+    response_weight: float = 1.0  # of the outputs' loss
+    temperature: float = 1.0  # that softens class probabilities; above 1: small ones count more
     features: int = 12  # inner values that are matched besides the outputs; 0: none
-    feature_weight: float = 1.0  # of the inner values' loss against the outputs'
+    feature_weight: float = 1.0  # of the inner values' loss
+    distance_weight: float = 0.0  # of the loss of distances between samples
+    angle_weight: float = 0.0  # of the loss of angles between samples
+    label_weight: float = 0.1  # of the cross-entropy with class labels, where the data has them
 
     def __post_init__(self) -> None:
         """Check the parameters."""
@@ -59,8 +74,13 @@ class Recover:
                 raise PassError(f"recover: {name} is {getattr(self, name)}, expected above 0")
         if not (self.rate >= 0 and self.bias_rate >= 0 and self.rate + self.bias_rate > 0):
             raise PassError("recover: rate and bias_rate must be 0 or more, and not both be 0")
-        if self.features < 0 or self.feature_weight < 0:
-            raise PassError("recover: features and feature_weight are negative, expected 0 or more")
+        for name in ("features", *_WEIGHTS):
+            if not getattr(self, name) >= 0:
+                raise PassError(f"recover: {name} is {getattr(self, name)}, expected 0 or more")
+        if not any(getattr(self, name) for name in _WEIGHTS):
+            raise PassError(f"recover: nothing to learn from: {', '.join(_WEIGHTS)} are all 0")
+        if not self.temperature > 0:
+            raise PassError(f"recover: temperature is {self.temperature}, expected above 0")
 
     def run(self, model: ir.Model, context: Context) -> Result:
         """Train, keep the best held-out state, write it into the same graph."""
@@ -75,6 +95,8 @@ class Recover:
 
         from edgec.passes.torch_graph import to_torch
 
+        if self.teacher:
+            context = replace(context, reference=load_teacher(pathlib.Path(self.teacher), model))
         untrained = model.clone()
         try:
             twin = to_torch(model)
@@ -86,6 +108,7 @@ class Recover:
         threads = torch.get_num_threads()
         torch.set_num_threads(THREADS)
         try:
+            kept = keep_zeros(twin, model, context.unquantized)
             found = Lesson(twin, model, context, self).train()
         finally:
             torch.set_num_threads(threads)
@@ -102,6 +125,7 @@ class Recover:
             f"held-out distance {found.before:.4g} before, {found.after:.4g} after "
             f"{found.step} of {self.steps} steps"
         )
+        zeros = (f"{kept} pruned weights stayed zero",) if kept and self.rate else ()
         return Result(
             model,
             changed,
@@ -109,5 +133,5 @@ class Recover:
                 str(v.name) for n in model.graph if n.op_type in LAYERS for v in n.outputs
             ),
             decisions={"changes": changes},
-            findings=(finding,),
+            findings=(finding, *zeros),
         )
