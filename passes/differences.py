@@ -10,6 +10,7 @@ import base64
 import binascii
 import zlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -44,16 +45,25 @@ def apply_differences(model: ir.Model, changes: Mapping[str, str]) -> int:
             change = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
         except (binascii.Error, zlib.error) as error:
             raise PassError(f"the lock's change of '{name}' is damaged: {error}") from error
-        if value is None or tensor is None or len(change) != tensor.nbytes:
+        if value is None or tensor is None or len(change) != _bytes(value).size:
             raise PassError(
                 f"the lock changes '{name}', which this model does not have in that size: it was "
                 "made for another model or target; build without it"
             )
-        array = (_bytes(value) + change).view(tensor.numpy().dtype).reshape(tensor.numpy().shape)
+        before = _plain(value)
+        array = (_bytes(value) + change).view(before.dtype).reshape(before.shape)
+        array = array.astype(tensor.dtype.numpy())
         value.const_value = ir.tensor(array, dtype=tensor.dtype, name=name)
     return len(changes)
 
 
 def _bytes(value: ir.Value) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    return np.frombuffer(_plain(value).tobytes(), np.uint8)
+
+
+def _plain(value: ir.Value) -> np.ndarray[Any, Any]:
+    """The numbers of an initializer; those of 4 bits, packed in the file, as bytes."""
     assert value.const_value is not None  # an initializer has data
-    return np.frombuffer(value.const_value.tobytes(), np.uint8)
+    array = value.const_value.numpy()
+    wide = {ir.DataType.INT4: np.int8, ir.DataType.UINT4: np.uint8}.get(value.const_value.dtype)
+    return array if wide is None else array.astype(wide)

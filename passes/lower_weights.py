@@ -4,11 +4,13 @@
 2. DequantizeLinear -> LSTM                      com.microsoft.DynamicQuantizeLSTM
 3. DequantizeLinear -> Gather                    by row: Gather of integers, then Cast and Mul
                                                  blocked: com.microsoft.GatherBlockQuantized
-4. any other DequantizeLinear of a weight        Cast and Mul of the constant
+4. DequantizeLinear of int4, among quantized     Cast of the constant to int8 before it
+5. any other DequantizeLinear of a weight        Cast and Mul of the constant
 
 1 and 2 only where the target has the kernel and it pays; a Transpose may stand between
 (output layers that share the embedding table). 3 dequantizes the rows that are
-looked up instead of the whole table. 4 exists because ONNX Runtime does not fold a
+looked up instead of the whole table. 4 is folded once at load and makes int8 kernels take
+weights that are stored in half the size. 5 exists because ONNX Runtime does not fold a
 DequantizeLinear of a constant (it waits for an integer kernel to take it), so that a float
 layer behind it recomputes its weights at every inference; Cast and Mul of constants are
 folded once at load: the file of int8, the speed of float32. Weights whose activations are
@@ -17,6 +19,7 @@ quantized too (QDQ) are left to the integer kernels of the runtime.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -78,6 +81,7 @@ class _Lowering:
             self.changed += 1
             return
         if _is_quantized(node, weights):
+            self.changed += self._widen(weights.values())
             return
         if self._kernel(node, weights):
             self.changed += 1
@@ -174,6 +178,31 @@ class _Lowering:
         )
         self.editor.replace(node, [result])
         return True
+
+    def _widen(self, weights: Iterable[Integers]) -> bool:
+        """Let integers of 4 bits arrive as int8 at their DequantizeLinear; True if there are any.
+
+        Kernels that read int8 take them; there are none for 4 bits and quantized activations.
+        """
+        few = [w for w in weights if w.bits() == 4 and w.is_signed() and not w.transposed]
+        for weight in few:
+            node = weight.output.producer()
+            assert node is not None  # the DequantizeLinear
+            (wide,) = self.editor.before(
+                node,
+                "Cast",
+                [weight.value],
+                {"to": ir.DataType.INT8.value},
+                wanted=f"{weight.value.name}_wide",
+                dtypes=[ir.DataType.INT8],
+                shapes=[weight.value.shape],
+            )
+            self.editor.rewire(node, 0, wide)
+            if weight.zero_point is not None:
+                zeros = weight.zero_point.astype(np.int8)
+                name = f"{weight.value.name}_wide_zero_point"
+                self.editor.rewire(node, 2, self.editor.constant(home(weight.value), name, zeros))
+        return bool(few)
 
     def _expand(self, node: ir.Node, index: int, weight: Integers) -> None:
         """Cast and Mul of the constant, which the runtime folds once at load."""

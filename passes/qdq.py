@@ -24,6 +24,7 @@ from edgec.targets.schema import ActivationType, Int8
 
 Array = np.ndarray[Any, Any]
 
+_FEW_BITS = 4
 _BIAS_LIMIT = 2**30  # int32 bias, with room for the products that are added to it
 
 
@@ -101,6 +102,8 @@ def greatest(int8: Int8) -> int:
 
     With reduce_range 7 bits, whose products with 8 bits do not saturate 16-bit sums.
     """
+    if int8.weight_bits == _FEW_BITS:
+        return 7
     return 64 if int8.reduce_range else 127
 
 
@@ -145,9 +148,11 @@ def quantize_weight(
     integers = np.clip(np.rint(weight / scale.reshape(shape)), -top, top)
     if steps is not None:
         integers = np.clip(integers + steps, -top, top)
-    zero = 128 if int8.weight == "uint8" else 0
-    zero_point = np.full(scale.shape, zero, int8.weight)
-    placed = (integers + zero).astype(int8.weight)
+    few = int8.weight_bits == _FEW_BITS
+    zero = 128 if int8.weight == "uint8" and not few else 0
+    dtype = ir.DataType.INT4.numpy() if few else np.dtype(int8.weight)
+    zero_point = np.full(scale.shape, zero, dtype)
+    placed = (integers + zero).astype(dtype)
     return QuantizedWeight(placed, scale, zero_point, axis if scale.ndim else None)
 
 

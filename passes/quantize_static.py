@@ -13,7 +13,7 @@ equalization (a pass of its own).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, get_args
 
 import onnx_ir as ir
@@ -28,18 +28,19 @@ from edgec.passes.ranges import RangeMethod
 from edgec.passes.static_choices import chosen_ranges, decided
 from edgec.passes.static_decisions import Decisions, replayed
 from edgec.passes.weight_rounding import Rounding
-from edgec.passes.weights import check_skip, label
+from edgec.passes.weights import BLOCK_OPSET, check_skip, label
 from edgec.targets.schema import Int8
 from edgec_runtime.errors import suggestion
 
 _LEAST_OPSET = 13  # DequantizeLinear with an axis
 _WIDE = ("uint16", "int16")
+_EIGHT = 8
 _WIDE_OPSET = 21  # QuantizeLinear to 16 bits
 
 
 @dataclass(frozen=True)
 class QuantizeStatic:
-    """Quantize weights to 8 and activations to 8 or 16 bits with ranges measured beforehand.
+    """Quantize weights to 8 or 4 and activations to 8 or 16 bits, ranges measured beforehand.
 
     Cases: Conv (grouped, depthwise), Gemm and MatMul with a constant weight; a Relu or Clip
     behind them; residual Add, pooling, Concat and reshapes between them. Needs calibration
@@ -49,18 +50,21 @@ class QuantizeStatic:
     name: ClassVar[str] = "quantize-static"
     stage: ClassVar[Stage] = Stage.QUANTIZE
     lossless: ClassVar[bool] = False
-    version: ClassVar[int] = 6
+    version: ClassVar[int] = 7
 
     # how the range of an activation is chosen; auto: for each the one with the least noise
     ranges: Literal["auto", "minmax", "percentile", "mse", "entropy"] = "auto"
     percentile: float = 99.999  # share of values inside the range, for ranges = "percentile"
     skip: tuple[str, ...] = ()  # names of nodes that stay float
+    weight_bits: Literal[4, 8] = 8  # 4: half the file, at a cost that recover wins back
     rounding: Rounding = "gptq"  # how weights become integers
     clip_weights: bool = False  # let scales cut the largest weights: for heavy tails at few bits
     bias_correction: bool = True  # give each channel the mean that it has in float
 
     def __post_init__(self) -> None:
         """Check the parameters."""
+        if self.weight_bits not in (4, _EIGHT):
+            raise PassError(f"quantize-static: weight_bits is {self.weight_bits}, expected 4 or 8")
         for field, given, known in (
             ("ranges", self.ranges, ("auto", *get_args(RangeMethod))),
             ("rounding", self.rounding, get_args(Rounding)),
@@ -75,7 +79,7 @@ class QuantizeStatic:
 
     def run(self, model: ir.Model, context: Context) -> Result:
         """Insert Q/DQ pairs around everything that pays on the target in integers."""
-        int8 = context.target.int8
+        int8 = replace(context.target.int8, weight_bits=self.weight_bits)
         self._check(model, int8)
         plan = placement.place(model.graph, int8, self.skip)
         if not plan.units:
@@ -88,7 +92,7 @@ class QuantizeStatic:
                 rounded=self.rounding != "nearest",
             )
         else:
-            found = self._measured(model, plan, context)
+            found = self._measured(model, plan, int8, context)
         touched = tuple(name_of(unit.output) for unit in plan.units)
         weights = emit(model, plan, found, int8)
         # 16 bits are for devices that do not compute with ONNX Runtime's own kernels
@@ -110,6 +114,11 @@ class QuantizeStatic:
                 f"the model has opset {opset}; {int8.activation} activations need {_WIDE_OPSET}: "
                 "run cleanup first, with a target of that opset"
             )
+        if int8.weight_bits != _EIGHT and opset < BLOCK_OPSET:
+            raise PassError(
+                f"the model has opset {opset}; weights of {int8.weight_bits} bits need "
+                f"{BLOCK_OPSET}: run cleanup first, with a target of that opset"
+            )
         if opset < _LEAST_OPSET:
             raise PassError(
                 f"the model has opset {opset}; quantization per channel needs {_LEAST_OPSET}: "
@@ -117,8 +126,9 @@ class QuantizeStatic:
             )
         check_skip(self.name, self.skip, model.graph)
 
-    def _measured(self, model: ir.Model, plan: Placement, context: Context) -> Decisions:
-        int8 = context.target.int8
+    def _measured(
+        self, model: ir.Model, plan: Placement, int8: Int8, context: Context
+    ) -> Decisions:
         calibration = calibrate(
             model,
             plan,

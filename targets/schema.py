@@ -34,6 +34,7 @@ class Int8:
 
     activation: ActivationType  # type of quantized activations
     weight: IntegerType  # type of quantized weights, symmetric around its zero point
+    weight_bits: Literal[4, 8] = 8  # 4: weights on 15 levels, stored as int4
     per_channel: bool = True  # one weight scale per output channel
     reduce_range: bool = False  # 7-bit weights: no saturation in 16-bit accumulators
     min_channels: int = 1  # input channels from which an ungrouped Conv pays in integers
