@@ -23,11 +23,13 @@ from edgec.passes.quantize_weights import QuantizeWeights
 from edgec.passes.reconstruct import Reconstruct
 from edgec.passes.recover import Recover
 from edgec.passes.smooth_activations import SmoothActivations
+from edgec.passes.swap_activations import SwapActivations
 
 PASSES: tuple[type[Pass], ...] = (
     Cleanup,
     Fuse,
     PruneMagnitude,
+    SwapActivations,
     Recover,
     Equalize,
     SmoothActivations,
@@ -62,4 +64,5 @@ __all__ = [
     "Skip",
     "SmoothActivations",
     "Stage",
+    "SwapActivations",
 ]
