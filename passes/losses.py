@@ -231,8 +231,10 @@ class Losses:
 
         if shared.axis is None:
             return value
-        wide = torch.tensordot(value, self._projections[shared.name], dims=([shared.axis], [1]))
-        return wide.movedim(-1, shared.axis)
+        wide: Tensor = torch.tensordot(
+            value, self._projections[shared.name], dims=([shared.axis], [1])
+        ).movedim(-1, shared.axis)
+        return wide
 
 
 def _check_answers(

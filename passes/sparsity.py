@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from edgec.passes.weights import constant
+from edgec.passes.weights import constant, label
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +31,7 @@ def keep_zeros(twin: TorchGraph, model: ir.Model, unquantized: ir.Model | None) 
     import torch
 
     trained = set(twin.trained())
-    before = {node.name: node for node in unquantized.graph if node.name} if unquantized else {}
+    before = {} if unquantized is None else {label(node): node for node in unquantized.graph}
     kept = 0
     for node in model.graph:
         if node.op_type not in ("Conv", "Gemm", "MatMul"):
@@ -43,13 +43,13 @@ def keep_zeros(twin: TorchGraph, model: ir.Model, unquantized: ir.Model | None) 
         parameter = twin.initializer(str(value.name))
         zeros = parameter.detach().numpy() == 0
         if value is not node.inputs[_WEIGHT]:  # integers
-            original = before.get(node.name)
+            original = before.get(label(node))
             floats = None if original is None else constant(original.inputs[_WEIGHT])
             if floats is None or floats.shape != zeros.shape:
                 continue
             zeros &= floats == 0
         if zeros.any() and not zeros.all():  # a weight of nothing but zeros was not pruned
-            parameter.register_hook(_masked(torch.from_numpy(~zeros)))
+            parameter.register_hook(_masked(torch.from_numpy(~zeros)))  # type: ignore[no-untyped-call]
             kept += int(zeros.sum())
     return kept
 
