@@ -21,18 +21,29 @@ if TYPE_CHECKING:
     from edgec.promise import Limits
     from edgec.recipe import load_recipe
     from edgec.report import Report
+    from edgec.scrutiny import Scrutiny
     from edgec.source import ImageSpec, Source
 
 _HOME = {
     "ImageSpec": "edgec.source",
     "Limits": "edgec.promise",
     "Report": "edgec.report",
+    "Scrutiny": "edgec.scrutiny",
     "Source": "edgec.source",
     "build": "edgec.builder",  # a module named build would hide the function
     "load_recipe": "edgec.recipe",
 }
 
-__all__ = ["ImageSpec", "Limits", "Report", "Source", "__version__", "build", "load_recipe"]
+__all__ = [
+    "ImageSpec",
+    "Limits",
+    "Report",
+    "Scrutiny",
+    "Source",
+    "__version__",
+    "build",
+    "load_recipe",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,33 +8,31 @@ from __future__ import annotations
 import functools
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import edgec
 from edgec import recipe as recipes
-from edgec.bench import Timing
+from edgec.build_report import report_of, results_of, with_latency
 from edgec.coverage import measure_coverage
 from edgec.data import labels_of
 from edgec.devices.after_build import devices_to_verify_on, verify_built
 from edgec.emit import check_model, emit, lay_out, make_manifest, save_reference
-from edgec.evaluate import Judgement
 from edgec.export import Exported, check_parity, export
 from edgec.golden import make_golden, restore_golden
 from edgec.inputs import Inputs, open_inputs
 from edgec.journal import Journal, journal_key
-from edgec.judging import judge_bundle, time_all
+from edgec.judging import judge_bundle, judge_robustness, settle, time_all
 from edgec.lock import Lock, check_lock, read_lock
-from edgec.machine import absent_providers
 from edgec.metrics import load_metric
 from edgec.outputs import Places, file_digest, plan, staging
 from edgec.passes import Context, Pass
 from edgec.pipeline import layer_noise, run_passes
 from edgec.promise import Limits, judge
-from edgec.report import Layer, Measurement, Parity, Report, Side, Skipped
-from edgec.report import Step as StepReport
+from edgec.report import Report
 from edgec.report_html import render_html
+from edgec.scrutiny import Scrutiny, check_asked
 from edgec.search import Found, search
 from edgec.source import Data, Source, load_source
 from edgec.targets import Target, load_target
@@ -56,6 +54,7 @@ def build(
     recipe: str | pathlib.Path | Sequence[str] | None = None,
     settings: Sequence[str] = (),
     limits: Limits | None = None,
+    scrutiny: Scrutiny | None = None,
     lock: str | pathlib.Path | None = None,
     threads: int = 1,
     seed: int = 0,
@@ -70,7 +69,8 @@ def build(
     source: what ``load_source`` understands. output: the bundle's path if it ends in
     ``.edgec``, else a directory. calibration, evaluation, metric: as on the command line,
     in place of those of the source. recipe: a TOML file, pass names, or None for the
-    target's own. settings: ``PASS.PARAMETER=VALUE``. lock: decisions to replay, with their
+    target's own. settings: ``PASS.PARAMETER=VALUE``. scrutiny: what to judge besides the mean,
+    and to hold ``limits`` against. lock: decisions to replay, with their
     recipe, seed and version.
     threads: of the latency measurement. version: release counter in the manifest.
     search_minutes: time after which no further recipe or choice of float layers is tried for
@@ -92,6 +92,8 @@ def build(
     if recipe is not None:
         recipes.with_settings(recipes.load_recipe(recipe), settings)
     recipes.check_settings(settings)
+    asked = scrutiny or Scrutiny()
+    check_asked(asked, limits or Limits())
     places = plan(pathlib.Path(output), given.name, device.name)
     to_verify_on, not_verified = devices_to_verify_on(device, verify)
 
@@ -99,6 +101,7 @@ def build(
     exported = export(given, device)
     check_model(exported.model)
     inputs = open_inputs(given, exported, device, seed)
+    examined = settle(asked, exported.model, given, inputs, task_metric)
     parity = check_parity(exported, inputs.checks)
     reference = lay_out(exported.model)
     reference_digest = reference.digest()
@@ -180,16 +183,23 @@ def build(
         results = locked.results if locked is not None else {}
         manifest = replace(manifest, golden=(golden.manifest,), results=results)
         emit(layout, manifest, file, golden.files)
-        judgement = judge_bundle(exported.model, file, given, inputs, task_metric, progress)
+        judgement = judge_bundle(
+            exported.model, file, given, inputs, task_metric, examined.slices, progress
+        )
+        robustness = judge_robustness(
+            examined.robustness, exported.model, steps, file, seed, progress
+        )
         if locked is None:
-            results = _results(judgement, inputs)
+            results = results_of(judgement, inputs)
             emit(layout, replace(manifest, results=results), file, golden.files)
         progress("latency", 0, 1)
         timings, machine = time_all(exported.model, steps, file, device, threads, inputs.checks[0])
         progress("latency", 1, 1)
 
-        report = _report(given, device, found, layers, judgement, inputs, parity, exported)
-        report = _with_latency(report, timings, machine)
+        report = report_of(
+            given, device, found, layers, judgement, inputs, parity, exported, robustness
+        )
+        report = with_latency(report, timings, machine)
         if not_verified:
             report = replace(report, findings=(*report.findings, not_verified))
         coverage = measure_coverage(final, inputs.checks[0], device.session, threads)
@@ -210,6 +220,8 @@ def build(
                 speedup=report.speedup,
                 measured_on=machine,
                 real_data=inputs.real,
+                slices=judgement.slices,
+                robustness=robustness,
             ),
             build_seconds=round(time.perf_counter() - started, 2),
         )
@@ -282,114 +294,6 @@ def _with_data(
         calibration=source.calibration if calibration is None else calibration,
         evaluation=source.evaluation if evaluation is None else evaluation,
         metric=source.metric if metric is None else metric,
-    )
-
-
-def _results(judgement: Judgement, inputs: Inputs) -> dict[str, Any]:
-    """What the manifest says about the bundle's quality; rounded, no timings."""
-    results: dict[str, Any] = {
-        "judged_on": inputs.judged_on,
-        "samples": judgement.samples,
-        "sqnr_db": round(judgement.sqnr_db, 1),
-        "agreement": round(judgement.agreement, 4),
-        "agreement_rule": judgement.rule,
-    }
-    if judgement.metric is not None:
-        metric = judgement.metric
-        results["metric"] = {
-            "name": metric.name,
-            "reference": round(metric.reference, 4),
-            "bundle": round(metric.bundle, 4),
-        }
-    return results
-
-
-def _report(
-    source: Source,
-    target: Target,
-    found: Found,
-    layers: Sequence[Layer],
-    judgement: Judgement,
-    inputs: Inputs,
-    parity: Parity | None,
-    exported: Exported,
-) -> Report:
-    return Report(
-        name=source.name,
-        target=target.name,
-        source=source.kind,
-        edgec_version=edgec.__version__,
-        size_bytes=0,
-        reference=Side(0),
-        bundle=Side(0),
-        judged_on=inputs.judged_on,
-        samples=judgement.samples,
-        agreement=judgement.agreement,
-        agreement_rule=judgement.rule,
-        sqnr_db=judgement.sqnr_db,
-        metric=judgement.metric,
-        parity=parity,
-        steps=tuple(
-            StepReport(
-                name=step.pass_.name,
-                parameters=recipes.parameters_of(step.pass_),
-                lossless=step.pass_.lossless,
-                seconds=round(step.seconds, 3),
-                changed=step.result.changed,
-                size_bytes=step.size_bytes,
-                sqnr_db=step.sqnr_db,
-                findings=step.result.findings,
-            )
-            for step in found.steps
-        ),
-        skipped=tuple(
-            Skipped(step.pass_.name, skip.node, skip.reason)
-            for step in found.steps
-            for skip in step.result.skipped
-        ),
-        layers=tuple(layers),
-        trials=found.trials if len(found.trials) > 1 else (),
-        findings=exported.findings + inputs.findings + found.findings + _stand_in(target),
-    )
-
-
-def _stand_in(target: Target) -> tuple[str, ...]:
-    """What the figures of a target are worth whose execution provider is not here."""
-    return tuple(
-        f"this onnxruntime has no {name}: the bundle was judged and timed without it, on "
-        f"{' and '.join(p for p in target.session.providers if p != name)}"
-        for name in absent_providers(target.session.providers)
-    )
-
-
-def _with_latency(report: Report, timings: Mapping[str, Timing], machine: Measurement) -> Report:
-    """The report with latencies, and a warning where the bundle is slower than float32."""
-    reference, bundle = timings["reference"].median_ms, timings["bundle"].median_ms
-    speedup = reference / bundle
-    findings = report.findings
-    if speedup < 1.0:
-        where = "the target" if machine.is_target else f"this {machine.arch} machine"
-        advice = (
-            "leave quantization out (--recipe cleanup,fuse,lower) unless the size is what counts"
-            if any(step.changed and not step.lossless for step in report.steps)
-            else "nothing was quantized, so both compute the same: look for noise on this machine"
-        )
-        findings += (
-            f"the bundle is SLOWER than the float32 reference on {where}: "
-            f"{bundle:.3g} ms against {reference:.3g} ms; {advice}",
-        )
-    steps = tuple(
-        replace(step, latency_ms=timings[key].median_ms) if key in timings else step
-        for key, step in ((f"{i} {s.name}", s) for i, s in enumerate(report.steps))
-    )
-    return replace(
-        report,
-        reference=replace(report.reference, latency_ms=reference),
-        bundle=replace(report.bundle, latency_ms=bundle),
-        speedup=speedup,
-        measured_on=machine,
-        steps=steps,
-        findings=findings,
     )
 
 

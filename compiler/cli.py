@@ -15,7 +15,14 @@ from typing import Any
 import click
 
 import edgec
-from edgec.cli_console import BROKEN_PROMISE, console, exit_with, json_option, progress_bar
+from edgec.cli_console import (
+    BROKEN_PROMISE,
+    console,
+    exit_with,
+    json_option,
+    progress_bar,
+    scrutiny_options,
+)
 from edgec.cli_devices import devices, mobile, verify
 
 
@@ -89,6 +96,7 @@ def main(traceback: bool) -> None:
     help="Set a parameter of a pass. May be repeated.",
 )
 @click.option("--max-drop", type=float, help="Promise: largest loss of metric or agreement.")
+@scrutiny_options
 @click.option("--max-size-mb", type=float, help="Promise: largest bundle, 1 MB = 1e6 bytes.")
 @click.option("--min-speedup", type=float, help="Promise: least speed-up over float32.")
 @click.option("--lock", type=click.Path(path_type=pathlib.Path), help="Replay a lock file.")

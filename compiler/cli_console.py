@@ -20,6 +20,47 @@ def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")(function)
 
 
+def scrutiny_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of what is judged besides the mean, and their promises."""
+    options = (
+        click.option(
+            "--slice",
+            metavar="COLUMN",
+            help="Judge each value of this label column of the evaluation data, too.",
+        ),
+        click.option(
+            "--slice-min-samples",
+            type=click.IntRange(1),
+            metavar="N",
+            help="Samples from which a slice is judged alone.  [default: 30]",
+        ),
+        click.option(
+            "--max-slice-drop", type=float, help="Promise: largest loss in the worst slice."
+        ),
+        click.option(
+            "--robustness-epsilon",
+            type=float,
+            metavar="SHARE",
+            help="Judge under attacks that change values by this share of their range, and under "
+            "corruptions.",
+        ),
+        click.option(
+            "--robustness-samples",
+            type=click.IntRange(2),
+            metavar="N",
+            help="Samples that are disturbed, evenly spaced.  [default: 500]",
+        ),
+        click.option(
+            "--max-robustness-drop",
+            type=float,
+            help="Promise: largest loss under an attack or a corruption.",
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 def exit_with(code: int) -> None:
     """End the command with this exit code."""
     click.get_current_context().exit(code)

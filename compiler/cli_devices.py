@@ -8,7 +8,14 @@ from typing import Any
 
 import click
 
-from edgec.cli_console import BROKEN_PROMISE, console, exit_with, json_option, progress_bar
+from edgec.cli_console import (
+    BROKEN_PROMISE,
+    console,
+    exit_with,
+    json_option,
+    progress_bar,
+    scrutiny_options,
+)
 
 
 @click.command()
@@ -17,6 +24,7 @@ from edgec.cli_console import BROKEN_PROMISE, console, exit_with, json_option, p
 @click.option("--evaluation", metavar="DATA", help="Data to compare on, as for build.")
 @click.option("--metric", metavar="M", help="Task metric, as for build.")
 @click.option("--max-drop", type=float, help="Promise: largest loss of metric or agreement.")
+@scrutiny_options
 @click.option("--any-target", is_flag=True, help="Also run a bundle of another device class.")
 @click.option(
     "--on",
@@ -43,14 +51,17 @@ def verify(
     float32 reference and against this machine.
     """
     from edgec.report_terminal import print_facts
+    from edgec.scrutiny import SETTINGS, Scrutiny, with_options
     from edgec.verify import verify_bundle
 
     if devices:
         _verify_on(bundle, as_json, devices, samples, options)
         return
 
+    scrutiny = with_options(Scrutiny(), options)
+    given = {name: value for name, value in options.items() if name not in SETTINGS}
     with progress_bar(quiet=as_json) as progress:
-        verdict = verify_bundle(bundle, progress=progress, **options)
+        verdict = verify_bundle(bundle, scrutiny=scrutiny, progress=progress, **given)
     if as_json:
         click.echo(json.dumps(verdict.facts(), indent=2, sort_keys=True))
     else:
@@ -72,8 +83,10 @@ def _verify_on(
     from edgec.devices.check import open_samples, verify_on
     from edgec.devices.install import installed_names
     from edgec.devices.table import verdicts_table
+    from edgec.scrutiny import SETTINGS
 
-    for name in ("metric", "max_drop"):
+    drops = ("max_drop", "max_slice_drop", "max_robustness_drop")
+    for name in ("metric", *drops, *SETTINGS):
         if options.pop(name) is not None:
             raise click.UsageError(f"--{name.replace('_', '-')} is judged here, not with --on")
     if devices == ("installed",):

@@ -4,10 +4,12 @@ Agreement is the share of samples on which both give the same answer: the same a
 a classifier (per position, where there are several), a relative error under 5 % otherwise.
 SQNR is taken over all floating-point outputs of all samples together. Positions of a sequence
 that an input ``attention_mask`` hides count for neither (``edgec.passes.attention_mask``).
+The calibration error needs a classifier and classes in the labels; slices need their column.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +17,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from edgec.answers import agreement_score, class_labels, metric_score
+from edgec.calibration_error import ConfidenceTally
 from edgec.data import Sample
 from edgec.errors import DataError
 from edgec.metrics import TaskMetric
 from edgec.passes.attention_mask import only_shown, shown_positions
-from edgec.report import Metric
+from edgec.report import Confidence, Metric, Slices
+from edgec.slices import SliceColumn, by_slice
 
 Array = np.ndarray[Any, Any]
 Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
@@ -29,13 +34,18 @@ _CLOSE = 0.05  # relative error (L2) up to which two outputs that are no logits 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the comparison found. metric is None without labels or without a metric."""
+    """What the comparison found. metric is None without labels or without a metric.
+
+    slices: of the metric, or of the agreement. confidence: None without a class for every row.
+    """
 
     samples: int
     agreement: float
     rule: str
     sqnr_db: float
     metric: Metric | None
+    slices: Slices | None = None
+    confidence: Confidence | None = None
 
 
 def judge_outputs(
@@ -45,24 +55,33 @@ def judge_outputs(
     *,
     classifier: str | None,
     metric: TaskMetric | None = None,
+    slices: SliceColumn | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Judgement:
     """Compare two runs of the same model sample by sample.
 
     classifier: the output whose argmax is the answer, or None. With a metric, every sample
-    must have a label. Raises DataError if there are no samples or no labels.
+    must have a label, with slices also their column. Raises DataError if there are no samples
+    or no labels.
     """
-    total = agreeing = 0.0
+    agreements: list[float] = []
+    values: list[str] = []
+    tally = ConfidenceTally()
     signal = noise = 0.0
     kept: tuple[list[Mapping[str, Array]], list[Mapping[str, Array]]] = ([], [])
     labels: list[Mapping[str, Array]] = []
     for sample in samples:
         expected, actual = reference(sample.feeds), bundle(sample.feeds)
-        total += 1
         whole = expected, actual
+        if classifier is not None:
+            besides = slices.name if slices is not None else None
+            truth = class_labels(sample.labels, sole=metric is not None, besides=besides)
+            tally.add(expected[classifier], actual[classifier], truth)
+        if slices is not None:
+            values.append(slices.value(sample))
         shown = shown_positions(sample.feeds)
         expected, actual = (_shown(outputs, shown) for outputs in whole)
-        agreeing += _agreement(expected, actual, classifier)
+        agreements.append(_agreement(expected, actual, classifier))
         for name, value in expected.items():
             if value.dtype.kind == "f":
                 s, n = _power(value, actual[name])
@@ -76,17 +95,24 @@ def judge_outputs(
             kept[0].append(whole[0])
             kept[1].append(whole[1])
             labels.append(sample.labels)
-        progress(int(total))
-    if not total:
+        progress(len(agreements))
+    if not agreements:
         raise DataError("no samples to judge the bundle on")
-    score = None
+    total = len(agreements)
+    score = agreement_score(agreements)
+    found = None
     if metric is not None:
-        truth = _labels(labels)
-        values = [metric(_stack(outputs), truth) for outputs in kept]
-        drop = metric.drop(values[0], values[1])
-        score = Metric(metric.name, values[0], values[1], drop)
-    rule = "same argmax" if classifier else "relative error under 5 %"
-    return Judgement(int(total), agreeing / total, rule, _db(signal, noise), score)
+        score = metric_score(metric, *kept, labels)
+        found = score(range(total))
+    return Judgement(
+        samples=total,
+        agreement=math.fsum(agreements) / total,
+        rule="same argmax" if classifier else "relative error under 5 %",
+        sqnr_db=_db(signal, noise),
+        metric=found,
+        slices=None if slices is None else by_slice(slices, values, score),
+        confidence=tally.result(),
+    )
 
 
 def find_classifier(model: ir.Model, declared: bool) -> str | None:
@@ -164,27 +190,3 @@ def _db(signal: float, noise: float) -> float:
     if not np.isfinite(noise) or not np.isfinite(signal) or signal == 0.0:
         return -200.0
     return float(np.clip(10.0 * np.log10(signal / noise), -200.0, 200.0))
-
-
-def _stack(outputs: list[Mapping[str, Array]]) -> dict[str, Any]:
-    """Outputs of all samples by name: rows joined along the first axis where shapes allow."""
-    stacked: dict[str, Any] = {}
-    for name in outputs[0]:
-        arrays = [o[name] for o in outputs]
-        if arrays[0].ndim and len({a.shape[1:] for a in arrays}) == 1:
-            stacked[name] = np.concatenate(arrays)
-        elif len({a.shape for a in arrays}) == 1:
-            stacked[name] = np.stack(arrays)
-        else:
-            stacked[name] = arrays
-    return stacked
-
-
-def _labels(labels: list[Mapping[str, Array]]) -> Any:
-    """One array of labels, or a dict of arrays where there are several keys."""
-    columns: dict[str, Any] = {}
-    for key in labels[0]:
-        arrays = [np.atleast_1d(item[key]) for item in labels]
-        same = len({a.shape[1:] for a in arrays}) == 1
-        columns[key] = np.concatenate(arrays) if same else arrays
-    return columns if len(columns) > 1 else next(iter(columns.values()))

@@ -1,4 +1,7 @@
-"""Opens the emitted bundle with the shipped runtime and measures it against the reference."""
+"""Opens the emitted bundle with the shipped runtime and measures it against the reference.
+
+What is judged besides the mean is settled on the data here, before the passes run.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,14 @@ from edgec.evaluate import Judgement, find_classifier, judge_outputs
 from edgec.inputs import Inputs
 from edgec.machine import absent_providers, cpu_name, is_kind_of, this_machine
 from edgec.metrics import METRICS, TaskMetric
-from edgec.passes import Feeds
+from edgec.passes import Feeds, Stage
 from edgec.passes.execution import open_session, run_feeds
 from edgec.pipeline import Step
-from edgec.report import Measurement
+from edgec.report import Measurement, Robustness
+from edgec.robustness import RobustnessPlan, measure_robustness
+from edgec.scrutiny import Examination, Scrutiny, examine
+from edgec.shapes import input_specs
+from edgec.slices import SliceColumn
 from edgec.source import Source
 from edgec.targets import Target
 
@@ -27,26 +34,75 @@ _SNAPSHOT_BYTES = 400_000_000  # weights up to which every step's model is timed
 Array = np.ndarray[Any, Any]
 
 
+def settle(
+    scrutiny: Scrutiny,
+    reference: ir.Model,
+    source: Source,
+    inputs: Inputs,
+    metric: TaskMetric | None,
+) -> Examination:
+    """What is judged besides the mean. Raises EdgecError if the data does not allow it."""
+    return examine(
+        scrutiny,
+        inputs.judged,
+        count=inputs.judged_count if inputs.evaluation is not None else 0,
+        where=inputs.evaluation.where if inputs.evaluation is not None else "",
+        metric=metric,
+        classifier=_classifier(reference, source, metric),
+        reference=lambda: (reference, reference_runner(reference)),
+        inputs=input_specs(reference),
+        image=source.image,
+    )
+
+
 def judge_bundle(
     reference: ir.Model,
     bundle: pathlib.Path,
     source: Source,
     inputs: Inputs,
     metric: TaskMetric | None,
+    slices: SliceColumn | None,
     progress: Callable[[str, int, int], None],
 ) -> Judgement:
-    """Agreement, SQNR and task metric of the bundle file on the samples of the judgement."""
+    """Agreement, SQNR, task metric and slices of the bundle file on the judgement's samples."""
     model = edgec_runtime.load(bundle, any_target=True)
     run_reference = reference_runner(reference)
-    declared = source.labels is not None or metric in (METRICS["top1"], METRICS["top5"])
     total = inputs.judged_count
     return judge_outputs(
         run_reference,
         lambda feeds: model(**feeds),
         inputs.judged(),
-        classifier=find_classifier(reference, declared),
+        classifier=_classifier(reference, source, metric),
         metric=metric if inputs.evaluation is not None else None,
+        slices=slices,
         progress=lambda done: progress("evaluate", done, total),
+    )
+
+
+def judge_robustness(
+    plan: RobustnessPlan | None,
+    reference: ir.Model,
+    steps: Sequence[Step],
+    bundle: pathlib.Path,
+    seed: int,
+    progress: Callable[[str, int, int], None],
+) -> Robustness | None:
+    """Reference and bundle file on disturbed inputs; None if that was not asked for.
+
+    The bundle's gradients are those of the last step before it was lowered.
+    """
+    if plan is None:
+        return None
+    model = edgec_runtime.load(bundle, any_target=True)
+    standard = [step.model for step in steps if step.pass_.stage is not Stage.LOWER]
+    return measure_robustness(
+        plan,
+        reference=reference,
+        bundle=standard[-1] if standard else reference,
+        run_reference=reference_runner(reference),
+        run_bundle=lambda feeds: model(**feeds),
+        seed=seed,
+        progress=progress,
     )
 
 
@@ -95,6 +151,11 @@ def time_all(
         is_target=is_kind_of(machine, target) and not absent_providers(target.session.providers),
     )
     return {timing.name: timing for timing in timings}, measured
+
+
+def _classifier(reference: ir.Model, source: Source, metric: TaskMetric | None) -> str | None:
+    declared = source.labels is not None or metric in (METRICS["top1"], METRICS["top5"])
+    return find_classifier(reference, declared)
 
 
 def _caller(session: Any, feeds: Feeds) -> Callable[[], object]:

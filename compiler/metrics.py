@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from edgec.data import LABEL
 from edgec.entrypoint import describe_failure, load_function
 from edgec.errors import DataError, suggestion
 
@@ -68,7 +69,7 @@ def _top(k: int) -> Callable[[Outputs, Any], float]:
 
     def metric(outputs: Outputs, labels: Any) -> float:
         logits = _single(outputs, f"top{k}")
-        truth = np.asarray(labels).reshape(-1)
+        truth = _truth(labels, f"top{k}").reshape(-1)
         scores = logits.reshape(-1, logits.shape[-1])
         if truth.dtype.kind not in "iub" and not np.array_equal(truth, truth.astype(np.int64)):
             raise DataError(f"metric top{k} needs integer labels, got {truth.dtype}")
@@ -81,7 +82,7 @@ def _top(k: int) -> Callable[[Outputs, Any], float]:
 
 def _correlation(name: str, of: Callable[[Array, Array], float]) -> Callable[[Outputs, Any], float]:
     def metric(outputs: Outputs, labels: Any) -> float:
-        values, truth = _single(outputs, name).reshape(-1), np.asarray(labels).reshape(-1)
+        values, truth = _single(outputs, name).reshape(-1), _truth(labels, name).reshape(-1)
         _same_length(values, truth, name)
         return of(values.astype(np.float64), truth.astype(np.float64))
 
@@ -90,7 +91,7 @@ def _correlation(name: str, of: Callable[[Array, Array], float]) -> Callable[[Ou
 
 def _cosine(outputs: Outputs, labels: Any) -> float:
     """Mean cosine between each sample's output and its label vector."""
-    values, truth = _single(outputs, "cosine"), np.asarray(labels)
+    values, truth = _single(outputs, "cosine"), _truth(labels, "cosine")
     values, truth = values.reshape(len(values), -1), truth.reshape(len(truth), -1)
     if values.shape != truth.shape:
         raise DataError(
@@ -102,7 +103,7 @@ def _cosine(outputs: Outputs, labels: Any) -> float:
 
 def _mean_error(name: str, power: int) -> Callable[[Outputs, Any], float]:
     def metric(outputs: Outputs, labels: Any) -> float:
-        values, truth = _single(outputs, name), np.asarray(labels)
+        values, truth = _single(outputs, name), _truth(labels, name)
         _same_length(values.reshape(-1), truth.reshape(-1), name)
         difference = values.reshape(-1).astype(np.float64) - truth.reshape(-1)
         return float((np.abs(difference) ** power).mean())
@@ -129,6 +130,18 @@ def _single(outputs: Outputs, name: str) -> Array:
             "write a metric as file.py:fn(outputs, labels)"
         )
     return np.asarray(next(iter(outputs.values())))
+
+
+def _truth(labels: Any, name: str) -> Array:
+    """The labels; of several columns, as slices need them, the one named ``label``."""
+    if isinstance(labels, Mapping):
+        if LABEL not in labels:
+            raise DataError(
+                f"metric {name} needs one array of labels, the data has {', '.join(labels)}; "
+                f"name it '{LABEL}'"
+            )
+        labels = labels[LABEL]
+    return np.asarray(labels)
 
 
 def _same_length(values: Array, truth: Array, name: str) -> None:

@@ -8,6 +8,8 @@
     evaluation = "data/evaluation.npz"
     [promises]
     max_drop = 0.01
+    [judge]
+    slice = "group"
 
 Paths are relative to the file. Options of the command line take precedence.
 """
@@ -17,7 +19,7 @@ from __future__ import annotations
 import pathlib
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,9 +29,10 @@ from edgec_runtime.errors import EdgecError, suggestion
 if TYPE_CHECKING:
     from edgec.promise import Limits
     from edgec.report import Report
+    from edgec.scrutiny import Scrutiny
 
 PROJECT_FILE = "edgec.toml"
-_KEYS = ("model", "metric", "targets", "output", "recipe", "data", "promises")
+_KEYS = ("model", "metric", "targets", "output", "recipe", "data", "promises", "judge")
 _DATA_KEYS = ("calibration", "evaluation")
 
 
@@ -41,6 +44,7 @@ class Job:
     target: str
     output: pathlib.Path
     limits: Limits
+    scrutiny: Scrutiny
     calibration: str | None = None
     evaluation: str | None = None
     metric: str | None = None
@@ -68,6 +72,7 @@ class Job:
             recipe=self.recipe,
             settings=self.settings,
             limits=self.limits,
+            scrutiny=self.scrutiny,
             lock=self.lock,
             threads=self.threads,
             seed=self.seed,
@@ -91,6 +96,7 @@ class Project:
     calibration: str | None = None
     evaluation: str | None = None
     promises: Mapping[str, Any] | None = None
+    judge: Mapping[str, Any] | None = None
 
 
 def jobs_from_options(source: str | None, options: Mapping[str, Any]) -> tuple[Job, ...]:
@@ -99,6 +105,7 @@ def jobs_from_options(source: str | None, options: Mapping[str, Any]) -> tuple[J
     Raises click.UsageError if there is nothing to build, EdgecError for a wrong project file.
     """
     from edgec.promise import Limits, limits_from
+    from edgec.scrutiny import scrutiny_from, with_options
 
     project = Project()
     file = options["config"]
@@ -119,15 +126,18 @@ def jobs_from_options(source: str | None, options: Mapping[str, Any]) -> tuple[J
         raise click.UsageError(f"-o {output} is one bundle, but there are {len(targets)} targets")
     if len(targets) > 1 and options["lock"] is not None:
         raise click.UsageError("--lock belongs to one target; build the targets one by one")
-    stated = {k: options[k] for k in ("max_drop", "max_size_mb", "min_speedup")}
+    stated = {field.name: options[field.name] for field in fields(Limits)}
     limits = limits_from(project.promises or {}, str(file)) if project.promises else Limits()
     limits = replace(limits, **{k: v for k, v in stated.items() if v is not None})
+    scrutiny = scrutiny_from(project.judge or {}, f"{file} [judge]")
+    scrutiny = with_options(scrutiny, options)
     return tuple(
         Job(
             source=model,
             target=target,
             output=output if len(targets) == 1 else output / pathlib.Path(target).stem,
             limits=limits,
+            scrutiny=scrutiny,
             calibration=options["calibration"] or project.calibration,
             evaluation=options["evaluation"] or project.evaluation,
             metric=options["metric"] or project.metric,
@@ -169,6 +179,7 @@ def read_project(path: pathlib.Path) -> Project:
         calibration=_path(folder, _text(data, "calibration", path)),
         evaluation=_path(folder, _text(data, "evaluation", path)),
         promises=_table(table, "promises", path),
+        judge=_table(table, "judge", path),
     )
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SCHEMA_VERSION = 1
+BOTH = "reference and bundle"  # whose gradients the attacks followed
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,117 @@ class Metric:
     reference: float
     bundle: float
     drop: float
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The metric on the samples that share one value of the slice column.
+
+    value: empty where the row stands for ``pooled`` slices that are too small alone.
+    reference, bundle, drop: NaN where so few samples have no metric. error: standard error of
+    the drop, None where it cannot be told. judged: False below the least number of samples.
+    """
+
+    value: str
+    samples: int
+    reference: float
+    bundle: float
+    drop: float
+    error: float | None
+    judged: bool
+    pooled: int = 0
+
+
+@dataclass(frozen=True)
+class Slices:
+    """The evaluation data by the values of one label column.
+
+    metric: the task metric, or "agreement". rows: judged slices first, the largest drop on top.
+    """
+
+    column: str
+    metric: str
+    least_samples: int
+    rows: tuple[Slice, ...]
+
+    @property
+    def worst(self) -> Slice | None:
+        """The judged slice with the largest drop."""
+        return self.rows[0] if self.rows and self.rows[0].judged else None
+
+    def title(self, row: Slice) -> str:
+        """``group = night``, or what stands for many small slices."""
+        if row.pooled:
+            return f"{row.pooled} small slices of {self.column} together"
+        return f"{self.column} = {row.value}"
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """The metric on inputs that were disturbed in one way.
+
+    kind: "none", "fgsm", "pgd", "noise", "blur" or "contrast"; a corruption's figures are the
+    means over its severities. error: standard error of the drop.
+    """
+
+    kind: str
+    reference: float
+    bundle: float
+    drop: float
+    error: float | None
+
+    @property
+    def by_attack(self) -> bool:
+        """True if gradients made it."""
+        return self.kind in ("fgsm", "pgd")
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Reference and bundle on disturbed inputs.
+
+    epsilon: largest change of a value by an attack, as a share of the valid range. low, high:
+    that range, over all channels. range_from: what it was taken from. gradients: whose the
+    attacks followed. floor: what a bundle that is always wrong gets; None if not known.
+    """
+
+    metric: str
+    samples: int
+    input: str
+    epsilon: float
+    low: float
+    high: float
+    range_from: str
+    gradients: str
+    floor: float | None
+    rows: tuple[Disturbance, ...]
+
+    @property
+    def on_bundle(self) -> bool:
+        """True if the attacks also followed the bundle's own gradients."""
+        return self.gradients == BOTH
+
+    @property
+    def worst(self) -> Disturbance:
+        """The disturbance with the largest drop; undisturbed inputs are none."""
+        return max((r for r in self.rows if r.kind != "none"), key=lambda row: row.drop)
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """Expected calibration error of a classifier (0..1), and what it is made of.
+
+    rows: of class scores with a label. confidence: mean of the largest probability.
+    """
+
+    bins: int
+    rows: int
+    reference_error: float
+    bundle_error: float
+    reference_confidence: float
+    bundle_confidence: float
+    reference_accuracy: float
+    bundle_accuracy: float
 
 
 @dataclass(frozen=True)
@@ -203,6 +315,9 @@ class Report:
     sqnr_db: float | None = None
     speedup: float | None = None
     metric: Metric | None = None
+    slices: Slices | None = None
+    robustness: Robustness | None = None
+    confidence: Confidence | None = None
     parity: Parity | None = None
     measured_on: Measurement | None = None
     steps: tuple[Step, ...] = ()

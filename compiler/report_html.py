@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgec import report_format as words
+from edgec import report_judgement as judged
 from edgec import report_markup as html
 from edgec.report import Layer, Promise, Report, Step
 from edgec.report_charts import layers_svg, steps_svg
@@ -30,6 +31,9 @@ def render_html(report: Report) -> str:
         _cards(report),
         _caveat(report),
         _promises(report),
+        _slices(report),
+        _robustness(report),
+        _confidence(report),
         _trials(report),
         _steps(report),
         _kernels(report),
@@ -198,6 +202,37 @@ def _against_limit(promise: Promise) -> str:
         f'<div class="track" style="{shares}" aria-hidden="true">'
         f"{html.bar(max(value, 0.0) / full, '' if promise.kept else 'low')}<i></i></div>"
     )
+
+
+def _slices(report: Report) -> str:
+    if report.slices is None:
+        return ""
+    columns, rows = judged.slice_rows(report.slices)
+    shown = _plain_table([html.text(column) for column in columns], rows[:_LONGEST_LIST])
+    note = (
+        f"{html.text(report.slices.metric)} of the samples that share a value of column "
+        f"{html.code(report.slices.column)}, the worst first."
+    )
+    rest = html.rest(len(rows) - _LONGEST_LIST, "slice")
+    return html.section("Slice by slice", note, shown + rest)
+
+
+def _robustness(report: Report) -> str:
+    if report.robustness is None:
+        return ""
+    table = _plain_table(*judged.robustness_rows(report.robustness))
+    return html.section("Robustness", html.text(judged.how_disturbed(report.robustness)), table)
+
+
+def _confidence(report: Report) -> str:
+    if report.confidence is None:
+        return ""
+    found = report.confidence
+    note = (
+        f"How far the largest probability is from being right, in {found.bins} bins; "
+        f"{words.count(found.rows, 'labelled row')}. Lower is better."
+    )
+    return html.section("Confidence", note, _plain_table(*judged.confidence_rows(found)))
 
 
 def _steps(report: Report) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgec import report_format as words
+from edgec import report_judgement as judged
 from edgec.report import Promise, Report
 
 if TYPE_CHECKING:
@@ -156,6 +157,7 @@ def _print_comparison(report: Report, console: Console) -> None:
         rows.insert(
             2, (metric.name, words.number(metric.reference), words.number(metric.bundle), drop)
         )
+    rows += judged.comparison_rows(report)
     columns = ("", "reference", "bundle", "change")
     console.print()
     console.print(table(columns, rows, right=("reference", "bundle"), wrap=("", "change")))

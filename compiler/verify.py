@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
+
+import onnx_ir as ir
 
 import edgec_runtime
 from edgec.data import open_data
 from edgec.errors import DataError, SourceError
 from edgec.evaluate import Judgement, judge_outputs
+from edgec.export_onnx import load_onnx
 from edgec.lint import lint_bundle
 from edgec.metrics import load_metric
 from edgec.promise import Limits, judge
-from edgec.report import Promise
+from edgec.report import Promise, Robustness, plain
+from edgec.robustness import measure_robustness
 from edgec.runners import bundle_input_specs, open_runner, reference_beside
+from edgec.scrutiny import Scrutiny, check_asked, examine
 from edgec_runtime.bundle import read_bundle
 from edgec_runtime.golden import SelfTest
 
@@ -28,6 +33,7 @@ class Verdict:
     self_test: SelfTest
     judgement: Judgement | None
     promises: tuple[Promise, ...]
+    robustness: Robustness | None = None
 
     @property
     def passed(self) -> bool:
@@ -73,6 +79,11 @@ class Verdict:
                     "bundle": metric.bundle,
                     "drop": metric.drop,
                 }
+            for name in ("slices", "confidence"):
+                if getattr(self.judgement, name) is not None:
+                    facts[name] = plain(asdict(getattr(self.judgement, name)))
+        if self.robustness is not None:
+            facts["robustness"] = plain(asdict(self.robustness))
         return facts
 
 
@@ -83,39 +94,74 @@ def verify_bundle(
     evaluation: str | None = None,
     metric: str | None = None,
     max_drop: float | None = None,
+    max_slice_drop: float | None = None,
+    max_robustness_drop: float | None = None,
+    scrutiny: Scrutiny | None = None,
     any_target: bool = False,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Verdict:
     """Hash every byte, run the self-test, compare with the reference on data if given.
 
     against: an .onnx file or a bundle; by default the reference that the build left beside
-    the bundle. Raises EdgecError if the file is damaged, DataError for wrong data.
+    the bundle. scrutiny: what to judge besides the mean; attacks follow the gradients of the
+    reference alone here, since a bundle is lowered.
+    Raises EdgecError if the file is damaged, DataError for wrong data.
     """
-    limits = Limits(max_drop=max_drop)
+    limits = Limits(
+        max_drop=max_drop, max_slice_drop=max_slice_drop, max_robustness_drop=max_robustness_drop
+    )
+    asked = scrutiny or Scrutiny()
+    check_asked(asked, limits)
     task_metric = load_metric(metric) if metric is not None else None
-    if evaluation is None and (metric is not None or max_drop is not None or against is not None):
+    compared = (metric, max_drop, against, asked.slice, asked.robustness_epsilon)
+    if evaluation is None and any(value is not None for value in compared):
         raise DataError("there is nothing to compare on; give --evaluation DATA")
     model = edgec_runtime.load(path, check="full", any_target=any_target)
     lint_bundle(read_bundle(path))
     tested = model.self_test()
-    judgement = None
+    judgement = robustness = None
     if evaluation is not None:
-        reference = pathlib.Path(against) if against is not None else reference_beside(path)
-        if reference is None:
+        beside = pathlib.Path(against) if against is not None else reference_beside(path)
+        if beside is None:
             raise SourceError(
                 f"no reference beside {path}; give one with --against (an .onnx file or a bundle)"
             )
+        reference: pathlib.Path = beside
         data = open_data(evaluation, bundle_input_specs(model.manifest), "evaluation")
         rule = str(model.manifest.results.get("agreement_rule", ""))
         floats = [v.name for v in model.outputs if v.dtype.startswith("float")]
+        classifier = floats[0] if rule == "same argmax" and len(floats) == 1 else None
+        run_reference = open_runner(reference, model.manifest, threads=0)
+        examined = examine(
+            asked,
+            data.samples,
+            count=len(data),
+            where=data.where,
+            metric=task_metric,
+            classifier=classifier,
+            reference=lambda: (_graph(reference), run_reference),
+            inputs=bundle_input_specs(model.manifest),
+            image=model.manifest.image,
+        )
         judgement = judge_outputs(
-            open_runner(reference, model.manifest, threads=0),
+            run_reference,
             lambda feeds: model(**feeds),
             data.samples(),
-            classifier=floats[0] if rule == "same argmax" and len(floats) == 1 else None,
+            classifier=classifier,
             metric=task_metric,
+            slices=examined.slices,
             progress=lambda done: progress("evaluate", done, len(data)),
         )
+        if examined.robustness is not None:
+            robustness = measure_robustness(
+                examined.robustness,
+                reference=_graph(reference),
+                bundle=None,
+                run_reference=run_reference,
+                run_bundle=lambda feeds: model(**feeds),
+                seed=0,
+                progress=progress,
+            )
     promises = judge(
         limits,
         size_bytes=path.stat().st_size,
@@ -124,5 +170,17 @@ def verify_bundle(
         speedup=None,
         measured_on=None,
         real_data=True,
+        slices=judgement.slices if judgement is not None else None,
+        robustness=robustness,
     )
-    return Verdict(path, tested, judgement, promises)
+    return Verdict(path, tested, judgement, promises, robustness)
+
+
+def _graph(reference: pathlib.Path) -> ir.Model:
+    """The graph whose gradients the attacks follow. Raises SourceError for a bundle."""
+    if reference.suffix == ".edgec":
+        raise SourceError(
+            f"robustness needs the gradients of the reference, which {reference} has no more; "
+            "give the .onnx file with --against"
+        )
+    return load_onnx(reference)

@@ -55,13 +55,13 @@ def digits() -> Digits:
     images = (data.images[:, None] / 16).astype(np.float32)
     order = np.random.RandomState(0).permutation(len(images))
     learned, held_out = order[:1200], order[1200:]
-    weights = _trained(images[learned], data.target[learned])
+    model = trained(images[learned], data.target[learned])
 
     def one_by_one(chosen: np.ndarray) -> tuple[dict[str, np.ndarray], ...]:
         return tuple({"x": images[i : i + 1]} for i in chosen)
 
     return Digits(
-        graphs.graph(_TEXT, weights),
+        model,
         one_by_one(learned[:48]),
         one_by_one(learned[48:64]),
         images[held_out],
@@ -69,7 +69,12 @@ def digits() -> Digits:
     )
 
 
-def _trained(images: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+def trained(images: np.ndarray, labels: np.ndarray) -> ir.Model:
+    """The float graph trained on images float32 [n, 1, 8, 8] and their classes int64 [n]."""
+    return graphs.graph(_TEXT, _weights(images, labels))
+
+
+def _weights(images: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     """Weights and biases w0, b0, ... with BatchNorm folded in."""
     x, y = torch.from_numpy(images), torch.from_numpy(labels)
     threads = torch.get_num_threads()

@@ -1,0 +1,251 @@
+"""Adversarial inputs by the gradients of a graph: FGSM and PGD, through its torch twin.
+
+FGSM takes one step along the sign of the loss' gradient (Goodfellow et al. 2015,
+arXiv:1412.6572, section 4); PGD takes many small ones from a random start and is projected
+back into the ball of radius epsilon (Madry et al. 2018, arXiv:1706.06083, section 2.1; steps
+of 2.5 epsilon / steps). The loss is the cross entropy with the true class, on the logits
+where the graph ends in a softmax, which would hide its gradient. A quantized graph is
+differentiated straight through its rounding, which is the known answer to gradients that
+rounding hides (Athalye et al. 2018, arXiv:1802.00420, section 4.1).
+
+Left out on purpose: other norms, targeted attacks, black-box attacks, models that are no
+classifiers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from edgec.errors import DataError
+from edgec.passes import Feeds, PassError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Array = np.ndarray[Any, Any]
+Kind = Literal["fgsm", "pgd"]
+
+KINDS: tuple[Kind, ...] = ("fgsm", "pgd")
+STEPS = 20  # of PGD
+_STEP = 2.5  # of all steps together, in radii: far enough to cross the ball from any start
+_STACK_VALUES = 1 << 17  # values of the disturbed input that go through the twin at once
+_MOST_STACKED = 64
+_SAME = 1e-3  # of the logits' size: how far float32 sums in another order may be apart
+_BESIDE = {"Reshape", "Squeeze", "Identity", "Flatten", "DequantizeLinear", "QuantizeLinear"}
+
+
+@dataclass(frozen=True)
+class Ball:
+    """What an attack may change: one input, each value by ``radius`` and within low..high.
+
+    radius, low, high: float32, of a shape that broadcasts to the input.
+    """
+
+    input: str
+    radius: Array
+    low: Array
+    high: Array
+
+
+class Attacker:
+    """Attacks that follow the gradients of one graph."""
+
+    def __init__(self, model: ir.Model, output: str, ball: Ball) -> None:
+        """output: the class scores. Raises PassError naming a node that torch cannot run."""
+        from edgec.passes.torch_graph import to_torch
+
+        self._twin = to_torch(model).requires_grad_(False)
+        self._scores = _logits_of(model, output)
+        self._ball = ball
+
+    def logits(self, feeds: Feeds) -> Array:
+        """The class scores that the attacks work on, float32 [rows, classes]."""
+        import torch
+
+        with _one_thread(), torch.no_grad():
+            found: Array = self._rows(_tensors(feeds)).numpy()
+        return found
+
+    def disturb(
+        self,
+        kind: Kind,
+        samples: Sequence[Feeds],
+        classes: Sequence[Array],
+        *,
+        seed: int,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> list[Array]:
+        """The attacked input of every sample, float32, within the ball and the valid range.
+
+        classes: the true ones, int64 [rows], of each sample. Raises DataError if no gradient
+        reaches the input.
+        """
+        import torch
+
+        made: list[Array] = []
+        with _one_thread():
+            for start, stop in self._stacks(samples):
+                part = samples[start:stop]
+                feeds = _tensors(_stacked(part))
+                truth = torch.from_numpy(np.concatenate(classes[start:stop]))
+                image = feeds[self._ball.input]
+                if kind == "fgsm":
+                    found = self._fgsm(feeds, truth, len(part))
+                else:
+                    rows = image.shape[0] // len(part) if len(part) > 1 else None
+                    noise = _noise(image, rows, seed, start)
+                    found = self._pgd(feeds, truth, len(part), noise)
+                arrays = found.numpy()
+                made += np.split(arrays, len(part)) if len(part) > 1 else [arrays]
+                progress(len(made))
+        return made
+
+    def _fgsm(self, feeds: Mapping[str, Tensor], truth: Tensor, count: int) -> Tensor:
+        import torch
+
+        clean = feeds[self._ball.input]
+        low, high, radius = self._bounds(clean)
+        _, gradient = self._gradient(feeds, clean, truth, count)
+        return torch.clamp(clean + radius * gradient.sign(), low, high)
+
+    def _pgd(self, feeds: Mapping[str, Tensor], truth: Tensor, count: int, noise: Tensor) -> Tensor:
+        """The point of the largest loss of each sample on the way."""
+        import torch
+
+        clean = feeds[self._ball.input]
+        low, high, radius = self._bounds(clean)
+        point = torch.clamp(clean + radius * noise, low, high)
+        best, best_loss = point, torch.full((count,), -torch.inf)
+        for step in range(STEPS + 1):
+            loss, gradient = self._gradient(feeds, point, truth, count)
+            better = (loss > best_loss).reshape(-1, *[1] * (point.dim() - 1))
+            if count > 1:
+                better = better.repeat_interleave(point.shape[0] // count, dim=0)
+            best = torch.where(better, point, best)
+            best_loss = torch.maximum(loss, best_loss)
+            if step < STEPS:
+                point = point + _STEP / STEPS * radius * gradient.sign()
+                point = torch.clamp(point, low, high)
+        return best
+
+    def _bounds(self, clean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The least and the largest value that the attack may give, and the radius."""
+        import torch
+
+        radius, low, high = (
+            torch.from_numpy(np.asarray(a, np.float32))
+            for a in (self._ball.radius, self._ball.low, self._ball.high)
+        )
+        return torch.maximum(clean - radius, low), torch.minimum(clean + radius, high), radius
+
+    def _gradient(
+        self, feeds: Mapping[str, Tensor], point: Tensor, truth: Tensor, count: int
+    ) -> tuple[Tensor, Tensor]:
+        """Loss of each sample, [count], and the gradient of their sum at ``point``."""
+        import torch
+
+        point = point.detach().requires_grad_(True)
+        rows = self._rows({**feeds, self._ball.input: point})
+        losses = torch.nn.functional.cross_entropy(rows, truth, reduction="none")
+        if not losses.requires_grad:
+            raise DataError(
+                f"no gradient reaches input '{self._ball.input}': the graph turns it into integers "
+                "first, so there is no attack to judge robustness by"
+            )
+        (gradient,) = torch.autograd.grad(losses.sum(), point)
+        return losses.detach().reshape(count, -1).sum(1), gradient
+
+    def _rows(self, feeds: Mapping[str, Tensor]) -> Tensor:
+        scores = self._twin(feeds, keep=(self._scores,))[self._scores]
+        rows: Tensor = scores.reshape(-1, scores.shape[-1])
+        return rows
+
+    def _stacks(self, samples: Sequence[Feeds]) -> Iterator[tuple[int, int]]:
+        """First and last + 1 of the samples that go through the twin together."""
+        size = samples[0][self._ball.input].size
+        most = max(1, min(_MOST_STACKED, _STACK_VALUES // size))
+        if most > 1 and not self._stackable(samples[:2]):
+            most = 1
+        start = 0
+        while start < len(samples):
+            stop = start + 1
+            while stop < min(start + most, len(samples)) and _alike(samples[start], samples[stop]):
+                stop += 1
+            yield start, stop
+            start = stop
+
+    def _stackable(self, pair: Sequence[Feeds]) -> bool:
+        """True if the twin gives for two samples in one batch what it gives for each.
+
+        A graph may count on its batch, in the constant of a Reshape for example.
+        """
+        if len(pair) < 2 or not _alike(*pair):
+            return False
+        apart = np.concatenate([self.logits(feeds) for feeds in pair])
+        try:
+            together = self.logits(_stacked(pair))
+        except PassError:
+            return False
+        close = _SAME * max(float(np.abs(apart).max()), 1e-30)
+        return together.shape == apart.shape and bool(np.abs(together - apart).max() <= close)
+
+
+def _logits_of(model: ir.Model, output: str) -> str:
+    """The value before the softmax that the output ends in; the output if there is none."""
+    node = next(v for v in model.graph.outputs if v.name == output).producer()
+    while node is not None and node.op_type in _BESIDE:
+        node = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if node is None or node.op_type != "Softmax" or node.inputs[0] is None:
+        return output
+    rank = None if node.inputs[0].shape is None else len(node.inputs[0].shape)
+    axis = node.attributes.get_int("axis", -1)
+    last = axis == -1 or (rank is not None and axis == rank - 1)
+    return str(node.inputs[0].name) if last else output
+
+
+def _alike(feeds: Feeds, other: Feeds) -> bool:
+    """True if the samples have the same shapes, with a first axis to stack along."""
+    return all(a.ndim and a.shape == other[name].shape for name, a in feeds.items())
+
+
+def _stacked(samples: Sequence[Feeds]) -> Feeds:
+    if len(samples) == 1:
+        return samples[0]
+    return {name: np.concatenate([feeds[name] for feeds in samples]) for name in samples[0]}
+
+
+def _noise(image: Tensor, rows: int | None, seed: int, start: int) -> Tensor:
+    """Uniform in -1..1, of each sample its own, however the samples are stacked."""
+    import torch
+
+    size = tuple(image.shape) if rows is None else (rows, *image.shape[1:])
+    count = 1 if rows is None else image.shape[0] // rows
+    noise = [
+        np.random.default_rng([seed, start + i]).uniform(-1.0, 1.0, size) for i in range(count)
+    ]
+    return torch.from_numpy(np.concatenate(noise).astype(np.float32))
+
+
+def _tensors(feeds: Feeds) -> dict[str, Tensor]:
+    import torch
+
+    return {name: torch.from_numpy(np.array(array)) for name, array in feeds.items()}
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums depend on the number of threads, and signs of gradients on sums."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
