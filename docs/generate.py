@@ -106,12 +106,23 @@ def capabilities() -> str:
     return _table(("key", "in arm64.toml", "meaning"), [(f"`{k}`", v, c) for k, v, c in rows])
 
 
+def twin() -> str:
+    """The operators of the differentiable twin, by family."""
+    from edgec.passes.torch_ops import FAMILIES
+
+    return _table(
+        ("family", "operators"),
+        [(family, ", ".join(sorted(names))) for family, names in FAMILIES.items()],
+    )
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     "passes": passes,
     "parameters": parameters,
     "targets": targets,
     "capabilities": capabilities,
     "devices": devices,
+    "twin": twin,
 }
 
 

@@ -1,91 +1,120 @@
 """The differentiable twin of a graph: an ``onnx_ir.Model`` as a ``torch.nn.Module``.
 
-Float initializers are parameters, integers and shapes are constants, nodes run one after
-the other by the operators of ``torch_ops``. QuantizeLinear and DequantizeLinear are
-differentiated straight through: rounding passes the gradient on, clamping stops it
-(Bengio et al. 2013, arXiv:1308.3432; Jacob et al. 2018, arXiv:1712.05877, section 3). An
-integer weight behind DequantizeLinear is trained as a float under its fixed scale and
-rounded back into the same file. ``write_back`` makes new tensors; names and signature stay.
+Float initializers are parameters; integers, shapes and the numbers of a formula (of rank 0,
+which cleanup shares between nodes) are constants. Nodes run one after the other by the
+operators of ``torch_ops``. QuantizeLinear and DequantizeLinear are
+differentiated straight through (``torch_quantize``), under fixed scales or learned ones
+(LSQ, Esser et al. 2020, arXiv:1902.08153). An integer weight behind DequantizeLinear is
+trained as a float and rounded back into the same file. ``write_back`` makes new tensors; names
+and signature stay.
 
-Left out: control flow, sequences, ONNX Runtime's own operators, learned scales. The graph
-is to be standard ONNX, as it is before ``lower``.
+Left out: control flow, sequences, ONNX Runtime's own operators; float16 initializers are
+constants. The graph is to be standard ONNX, as it is before ``lower``.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from edgec.passes.contract import PassError
-from edgec.passes.torch_call import Call
-from edgec.passes.torch_ops import OPERATORS, Operator, quantize_dequantize
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from edgec.passes.torch_call import Call, tensor
+from edgec.passes.torch_ops import OPERATORS
+from edgec.passes.torch_quantize import dequantized, quantized
+from edgec.passes.torch_scales import Scales, learnable_scales
+from edgec.passes.torch_steps import dequantizer, last_uses, steps
 
 _LEAST_OPSET = 13
-_LEARNED = {ir.DataType.FLOAT}
 _INTEGER_WEIGHTS = {
     ir.DataType.INT8: (-128, 127),
     ir.DataType.UINT8: (0, 255),
     ir.DataType.INT4: (-8, 7),
     ir.DataType.UINT4: (0, 15),
+    ir.DataType.INT16: (-(2**15), 2**15 - 1),
+    ir.DataType.UINT16: (0, 2**16 - 1),
     ir.DataType.INT32: (-(2**31) + 128, 2**31 - 129),  # what float32 holds of int32
 }
-
-
-@dataclass(frozen=True)
-class _Latent:
-    """An integer initializer that is trained as a float: q = clamp(round(w / scale) + zero)."""
-
-    low: int
-    high: int
-
-
-@dataclass(frozen=True)
-class _Step:
-    """What runs at once: a node, or two that make one operator."""
-
-    node: ir.Node
-    operator: Operator
-    inputs: Sequence[ir.Value | None]
-    outputs: Sequence[ir.Value]
+# float inputs that say how a node works, and are no weights
+_SETTINGS = {
+    "BatchNormalization": (3, 4),
+    "Clip": (1, 2),
+    "Dropout": (1,),
+    "OneHot": (2,),
+    "Pad": (2,),
+    "Pow": (1,),
+    "Range": (0, 1, 2),
+    "Resize": (1, 2),
+}
+_MASKS = 1e30  # numbers from here on stand for infinity
+_LEAST_SHARE = 1 / 1024  # of a scale's first value: it stays positive whatever the optimizer does
 
 
 class TorchGraph(torch.nn.Module):
     """The graph as a module; ``to_torch`` makes one."""
 
-    def __init__(self, model: ir.Model, weights: Mapping[str, Tensor]) -> None:
-        """weights: float values to start integer weights from, by initializer name."""
+    def __init__(self, model: ir.Model, weights: Mapping[str, Tensor], scales: Scales) -> None:
+        """weights: float values to start integer weights from. scales: those to be learned."""
         super().__init__()
-        self._nodes = tuple(_check(node) for node in model.graph)
-        self._steps = _steps(self._nodes)
+        self._steps = steps(model)
         self._inputs = tuple(str(value.name) for value in model.graph.inputs)
         self.outputs = tuple(str(value.name) for value in model.graph.outputs)
         self._constants: dict[str, Tensor] = {}
         self._keys: dict[str, str] = {}  # initializer -> parameter, whose name has no dots
-        self._latents: dict[str, _Latent] = {}
+        self._latents: dict[str, ir.Node] = {}  # integer weight -> its DequantizeLinear
+        self._ranges: dict[str, tuple[int, int]] = {}  # of the integers of such a weight
+        self._scales = scales
         self._parameters_in_order = torch.nn.ParameterList()
         for name, value in model.graph.initializers.items():
             self._add(name, value, weights.get(name))
-        self._last_use = _last_uses(self._steps)
+        self._last_use = last_uses(self._steps)
 
-    def forward(self, feeds: Mapping[str, Tensor], keep: Iterable[str] = ()) -> dict[str, Tensor]:
-        """The outputs by name, and the values named in ``keep``."""
-        kept = {*keep, *self.outputs}
+    def forward(
+        self, feeds: Mapping[str, Tensor], keep: Iterable[str] = (), segments: int = 1
+    ) -> dict[str, Tensor]:
+        """The outputs by name, and the values named in ``keep``.
+
+        segments: parts of the graph whose inner values are computed again in the backward
+        pass instead of kept (Chen et al. 2016, arXiv:1604.06174, section 3); 1 keeps all.
+        """
+        kept = frozenset((*keep, *self.outputs))
         values: dict[str, Any] = {name: feeds[name] for name in self._inputs}
         values |= self._constants
         for name, index in self._keys.items():
             values[name] = self._parameters_in_order[int(index)]
-        for position, step in enumerate(self._steps):
+        if self._scales.leaders:
+            values |= self._learned_scales()
+        if segments == 1 or not torch.is_grad_enabled():
+            values = self._run(values, range(len(self._steps)), kept)
+        else:
+            bounds = [len(self._steps) * i // segments for i in range(segments + 1)]
+            for start, stop in itertools.pairwise(bounds):
+                values = checkpoint(
+                    self._run,
+                    values,
+                    range(start, stop),
+                    kept,
+                    use_reentrant=False,
+                    preserve_rng_state=False,
+                )
+        return {name: values[name] for name in kept}
+
+    def _run(
+        self, values: Mapping[str, Any], positions: range, kept: frozenset[str]
+    ) -> dict[str, Any]:
+        """What there is behind some steps, from what there is before them."""
+        values = dict(values)
+        for position in positions:
+            step = self._steps[position]
             node = step.node
             arguments = [values[str(v.name)] if v is not None else None for v in step.inputs]
-            call = Call(node, arguments, self._latents_of(node))
+            call = Call(node, arguments, self._range_of(node))
             try:
                 results = step.operator(call)
             except (RuntimeError, ValueError, IndexError, KeyError, TypeError) as error:
@@ -103,7 +132,7 @@ class TorchGraph(torch.nn.Module):
             for name in self._last_use.get(position, ()):
                 if name not in kept:
                     values.pop(name, None)
-        return {name: values[name] for name in kept}
+        return values
 
     def initializer(self, name: str) -> torch.nn.Parameter:
         """The parameter that stands for an initializer of the graph."""
@@ -114,12 +143,15 @@ class TorchGraph(torch.nn.Module):
         """Names of the initializers that are parameters, in the order of the graph."""
         return tuple(self._keys)
 
+    def scales(self) -> tuple[str, ...]:
+        """Those of ``trained`` that are learned scales."""
+        return tuple(name for name in self._keys if name in self._scales.leaders)
+
     def quantization_step(self, name: str) -> float:
         """Mean scale of an integer weight, the distance of two of its values; 0 for floats."""
         if name not in self._latents:
             return 0.0
-        node = next(n for n in self._nodes if n.inputs and _reads(n, name))
-        return float(self._constant_of(node.inputs[1]).float().mean())
+        return float(self._current(self._latents[name].inputs[1]).float().mean())
 
     def write_back(self, model: ir.Model) -> int:
         """Put the trained values into the model's initializers as new tensors.
@@ -129,67 +161,86 @@ class TorchGraph(torch.nn.Module):
         the forward pass.
         """
         changed = 0
-        for name in self._keys:
+        for name in {**self._keys, **self._scales.leaders, **self._scales.products}:
             value = model.graph.initializers[name]
-            tensor = value.const_value
-            assert tensor is not None
-            array = self._array(model, name)
-            if array.tobytes() != np.ascontiguousarray(tensor.numpy()).tobytes():
-                value.const_value = ir.tensor(array, dtype=tensor.dtype, name=name)
+            old = value.const_value
+            assert old is not None
+            array = self._array(name, old.numpy())
+            if array.tobytes() != np.ascontiguousarray(old.numpy()).tobytes():
+                value.const_value = ir.tensor(array, dtype=old.dtype, name=name)
                 changed += 1
         return changed
 
-    def _array(self, model: ir.Model, name: str) -> np.ndarray[Any, Any]:
-        latent = self._latents.get(name)
-        trained = self.initializer(name).detach()
-        old = model.graph.initializers[name].const_value
-        assert old is not None
-        if latent is None:
-            array: np.ndarray[Any, Any] = trained.numpy().astype(old.numpy().dtype)
+    def _array(self, name: str, before: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """What is to be stored of a trained initializer."""
+        node = self._latents.get(name)
+        if node is None:
+            held = self._scale(name) if name in self._constants else self.initializer(name)
+            array: np.ndarray[Any, Any] = held.detach().cpu().numpy().astype(before.dtype)
             return array
-        node = _dequantizer(model.graph.initializers[name])
-        assert node is not None
-        scale, zero = (self._constant_of(v) for v in (node.inputs[1], _at(node, 2)))
-        call = Call(node, [trained, scale, zero], (latent.low, latent.high))
-        before = old.numpy()
+        trained = self.initializer(name).detach()
+        call = Call(
+            node, [trained, *(self._current(v) for v in node.inputs[1:3])], self._ranges[name]
+        )
         # float32 does not hold every int32: where nothing was trained, the integer stays
-        same = call.dequantized(torch.from_numpy(before.astype(np.float32))) == trained
-        rounded = call.quantized(trained).numpy().astype(before.dtype)
-        return np.asarray(np.where(same.numpy(), before, rounded))
+        same = dequantized(call, torch.from_numpy(before.astype(np.float32))) == trained
+        rounded = quantized(call, trained).cpu().numpy().astype(before.dtype)
+        return np.asarray(np.where(same.cpu().numpy(), before, rounded))
 
-    def _constant_of(self, value: ir.Value | None) -> Any:
+    def _current(self, value: ir.Value | None) -> Any:
+        """What an initializer is now, no part of a gradient."""
         if value is None:
             return None
         name = str(value.name)
-        if name in self._keys:
-            return self.initializer(name).detach()
-        return self._constants[name]
+        return self._scale(name) if name in self._constants else self.initializer(name).detach()
 
-    def _latents_of(self, node: ir.Node) -> tuple[int, int] | None:
+    def _scale(self, name: str) -> Tensor:
+        """A constant, or what a learned scale has become: its first value, if nothing moved it."""
+        start = self._constants[name]
+        factors = self._scales.products.get(name)
+        if factors is not None:
+            if all(torch.equal(self._scale(f), self._constants[f]) for f in factors):
+                return start
+            return _product([self._scale(f) for f in factors], start)
+        leader = self._scales.leaders.get(name)
+        if leader is None:
+            return start
+        return _positive(self.initializer(leader), self._constants[leader]).detach()
+
+    def _learned_scales(self) -> dict[str, Tensor]:
+        """All scales that are learned or follow one, for a forward pass."""
+        found: dict[str, Tensor] = {}
+        for name, leader in self._scales.leaders.items():
+            if leader not in found:
+                found[leader] = _positive(self.initializer(leader), self._constants[leader])
+            found[name] = found[leader]
+        for name, factors in self._scales.products.items():
+            both = [found.get(f, self._constants[f]).detach() for f in factors]
+            found[name] = _product(both, self._constants[name])
+        return found
+
+    def _range_of(self, node: ir.Node) -> tuple[int, int] | None:
         if node.op_type != "DequantizeLinear" or node.inputs[0] is None:
             return None
-        latent = self._latents.get(str(node.inputs[0].name))
-        return None if latent is None else (latent.low, latent.high)
+        return self._ranges.get(str(node.inputs[0].name))
 
     def _add(self, name: str, value: ir.Value, start: Tensor | None) -> None:
-        tensor = value.const_value
-        if tensor is None:
+        stored = value.const_value
+        if stored is None:
             raise PassError(f"initializer '{name}' has no data")
-        node = _dequantizer(value)
-        if tensor.dtype in _INTEGER_WEIGHTS and node is not None:
-            integers = torch.from_numpy(tensor.numpy().astype(np.float32))
-            scale, zero = (_numpy(node.inputs[1]), _numpy(_at(node, 2)))
-            call = Call(node, [integers, scale, zero])
-            floats = call.dequantized(integers)
-            self._latents[name] = _Latent(*_INTEGER_WEIGHTS[tensor.dtype])
+        node = dequantizer(value)
+        if stored.dtype in _INTEGER_WEIGHTS and node is not None:
+            integers = torch.from_numpy(stored.numpy().astype(np.float32))
+            call = Call(node, [integers, *(_stored(v) for v in node.inputs[1:3])])
+            floats = dequantized(call, integers)
+            self._latents[name], self._ranges[name] = node, _INTEGER_WEIGHTS[stored.dtype]
             self._learn(name, floats if start is None else start.reshape(floats.shape))
-        elif tensor.dtype in _LEARNED and not _is_scale(value):
-            self._learn(name, torch.from_numpy(tensor.numpy().copy()))
+        elif stored.dtype == ir.DataType.FLOAT and _is_weight(value):
+            self._learn(name, torch.from_numpy(stored.numpy().copy()))
         else:
-            array = tensor.numpy()
-            if array.dtype.kind not in "iufb":  # ml_dtypes
-                array = array.astype(np.float32)
-            self._constants[name] = torch.from_numpy(np.array(array))
+            self._constants[name] = tensor(stored.numpy())
+            if self._scales.leaders.get(name) == name:
+                self._learn(name, self._constants[name])
 
     def _learn(self, name: str, start: Tensor) -> None:
         self._keys[name] = str(len(self._parameters_in_order))
@@ -197,12 +248,16 @@ class TorchGraph(torch.nn.Module):
 
 
 def to_torch(
-    model: ir.Model, weights: Mapping[str, np.ndarray[Any, Any]] | None = None
+    model: ir.Model,
+    weights: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    *,
+    learn_scales: bool = False,
 ) -> TorchGraph:
     """The twin of a graph.
 
     weights: float values from which integer weights start, by the name of the integer
     initializer; without one it starts from its dequantized value.
+    learn_scales: scales of QuantizeLinear and DequantizeLinear are parameters too.
     Raises PassError naming the node that the twin cannot run, and below opset 13, where
     Softmax and others meant something else.
     """
@@ -216,7 +271,7 @@ def to_torch(
         name: torch.from_numpy(np.array(array, np.float32))
         for name, array in (weights or {}).items()
     }
-    return TorchGraph(model, starts)
+    return TorchGraph(model, starts, learnable_scales(model) if learn_scales else Scales({}, {}))
 
 
 def claimed_operators() -> tuple[str, ...]:
@@ -224,98 +279,35 @@ def claimed_operators() -> tuple[str, ...]:
     return tuple(sorted(OPERATORS))
 
 
-def _check(node: ir.Node) -> ir.Node:
-    if node.domain not in ("", "ai.onnx") or node.op_type not in OPERATORS:
-        domain = f"{node.domain}::" if node.domain else ""
-        raise PassError(
-            f"node '{node.name}' ({domain}{node.op_type}) has no differentiable form; training "
-            "works on standard ONNX without control flow"
-        )
-    return node
-
-
-def _dequantizer(value: ir.Value) -> ir.Node | None:
-    """The DequantizeLinear that reads an initializer as its data.
-
-    None if something else reads it too, with another scale for example: then it is no weight
-    that one float value stands for.
-    """
-    uses = value.uses()
-    nodes = [u.node for u in uses if u.node.op_type == "DequantizeLinear" and u.idx == 0]
-    if not nodes or len(nodes) != len(uses):
-        return None
-    ways = {(tuple(n.inputs[1:]), n.attributes.get_int("axis", 1)) for n in nodes}
-    return nodes[0] if len(ways) == 1 else None
-
-
-def _reads(node: ir.Node, name: str) -> bool:
-    """True if the node dequantizes the value of that name."""
-    data = node.inputs[0]
-    return node.op_type == "DequantizeLinear" and data is not None and data.name == name
-
-
-def _is_scale(value: ir.Value) -> bool:
-    """True for the scale of a QuantizeLinear or DequantizeLinear: fixed while training."""
+def _is_weight(value: ir.Value) -> bool:
+    """False for scales, for numbers that say how a node works, and for what masks."""
+    assert value.const_value is not None
+    array = value.const_value.numpy()
+    if not array.ndim:
+        return False
     quantizers = {"QuantizeLinear", "DequantizeLinear"}
-    return any(u.node.op_type in quantizers and u.idx > 0 for u in value.uses())
+    for use in value.uses():
+        if use.idx in _SETTINGS.get(use.node.op_type, ()):
+            return False
+        if use.node.op_type in quantizers and use.idx > 0:
+            return False
+    return bool(np.abs(array).max(initial=0) < _MASKS)
 
 
-def _numpy(value: ir.Value | None) -> Any:
+def _stored(value: ir.Value | None) -> Tensor | None:
     if value is None:
         return None
-    tensor = value.const_value
-    if tensor is None:
-        raise PassError(f"scale '{value.name}' of a quantized weight is not constant")
-    return torch.from_numpy(np.array(tensor.numpy()).astype(np.float32))
+    assert value.const_value is not None  # ``dequantizer`` looked
+    return tensor(value.const_value.numpy())
 
 
-def _at(node: ir.Node, index: int) -> ir.Value | None:
-    return node.inputs[index] if index < len(node.inputs) else None
+def _positive(scale: Tensor, start: Tensor) -> Tensor:
+    """The scale, held above a share of its first value; the gradient passes on."""
+    fixed = scale.detach()
+    return torch.maximum(fixed, start * _LEAST_SHARE) + (scale - fixed)
 
 
-def _steps(nodes: Sequence[ir.Node]) -> tuple[_Step, ...]:
-    """The nodes in order; a QuantizeLinear with the DequantizeLinear behind it is one step."""
-    steps: list[_Step] = []
-    for node in nodes:
-        if node.op_type == "QuantizeLinear" and _pairs(node):
-            continue
-        quantizer = _quantizer(node)
-        if quantizer is None:
-            steps.append(_Step(node, OPERATORS[node.op_type], node.inputs, node.outputs))
-            continue
-        own = (*quantizer.inputs[:3], None)[:3]
-        inputs = (*own, *node.inputs[1:3])
-        steps.append(_Step(quantizer, quantize_dequantize, inputs, node.outputs))
-    return tuple(steps)
-
-
-def _quantizer(node: ir.Node) -> ir.Node | None:
-    """The QuantizeLinear that makes one step with a DequantizeLinear."""
-    if node.op_type != "DequantizeLinear" or node.inputs[0] is None:
-        return None
-    source = node.inputs[0].producer()
-    return source if source is not None and _pairs(source) else None
-
-
-def _pairs(node: ir.Node) -> bool:
-    """True for a QuantizeLinear per tensor that nothing but such DequantizeLinear reads."""
-    if node.op_type != "QuantizeLinear" or node.outputs[0].is_graph_output():
-        return False
-    readers = [use.node for use in node.outputs[0].uses()]
-    scales = [n.inputs[1] for n in (node, *readers) if len(n.inputs) > 1]
-    return all(n.op_type == "DequantizeLinear" for n in readers) and all(
-        v is not None and v.const_value is not None and v.const_value.size == 1 for v in scales
-    )
-
-
-def _last_uses(steps: Sequence[_Step]) -> dict[int, tuple[str, ...]]:
-    """Position of a step -> the values that nothing behind it reads."""
-    last: dict[str, int] = {}
-    for position, step in enumerate(steps):
-        for value in step.inputs:
-            if value is not None and value.producer() is not None:
-                last[str(value.name)] = position
-    at: dict[int, list[str]] = {}
-    for name, position in last.items():
-        at.setdefault(position, []).append(name)
-    return {position: tuple(names) for position, names in at.items()}
+def _product(factors: Sequence[Tensor], start: Tensor) -> Tensor:
+    """The scale of a bias, in the shape that it has in the graph."""
+    first, second = (factor.reshape(-1) for factor in factors)
+    return (first * second).expand(start.numel()).reshape(start.shape)
