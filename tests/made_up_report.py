@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 
 from edgec.report import (
+    BOTH,
+    Confidence,
+    Disturbance,
     Layer,
     Measurement,
     Metric,
     Parity,
     Promise,
     Report,
+    Robustness,
     Side,
     Skipped,
+    Slice,
+    Slices,
     Step,
 )
 
@@ -36,6 +42,34 @@ def full_report(layers: int = 50, *, is_target: bool = False) -> Report:
         sqnr_db=24.31,
         speedup=2.2086,
         metric=Metric("top1", 0.7917, 0.7708, 0.0209),
+        slices=Slices(
+            "light",
+            "top1",
+            30,
+            (
+                Slice(HOSTILE, 31, 0.8065, 0.6129, 0.1936, 0.072, True),
+                Slice("", 32, 0.75, 0.71875, 0.03125, 0.03, True, pooled=4),
+                Slice("dusk", 8, 0.875, 0.875, 0.0, None, False),
+                Slice("fog", 1, math.nan, math.nan, math.nan, None, False),
+            ),
+        ),
+        robustness=Robustness(
+            metric="top1",
+            samples=48,
+            input="image",
+            epsilon=0.0157,
+            low=-0.9922,
+            high=1.0,
+            range_from="the image preprocessing",
+            gradients=BOTH,
+            floor=0.0,
+            rows=(
+                Disturbance("none", 0.7917, 0.7708, 0.0209, 0.02),
+                Disturbance("pgd", 0.25, 0.125, 0.125, 0.05),
+                Disturbance("noise", 0.7, 0.69, 0.01, None),
+            ),
+        ),
+        confidence=Confidence(15, 48, 0.031, 0.052, 0.82, 0.79, 0.7917, 0.7708),
         parity=Parity(3.1e-6, 118.4, 8),
         measured_on=Measurement("Intel Xeon", "x86_64", 1, 60, is_target),
         steps=(
