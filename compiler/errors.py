@@ -4,6 +4,7 @@
     ├── BundleError               the bundle file (runtime)
     ├── TargetMismatchError       bundle for another device (runtime)
     ├── InputError                a feed at run time (runtime)
+    ├── AdapterError              an adapter at run time (runtime)
     ├── TargetError               unknown target, or a target file with a mistake
     ├── PassError                 a pass cannot do what it was asked to
     ├── SourceError               what the user gave is no model
@@ -22,6 +23,7 @@ The command line prints the message of an EdgecError as one line and exits with 
 from edgec.passes.contract import PassError
 from edgec.targets import TargetError
 from edgec_runtime.errors import (
+    AdapterError,
     BundleError,
     EdgecError,
     InputError,
@@ -30,6 +32,7 @@ from edgec_runtime.errors import (
 )
 
 __all__ = [
+    "AdapterError",
     "BundleError",
     "DataError",
     "DeviceError",

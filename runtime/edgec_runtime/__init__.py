@@ -18,10 +18,17 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from edgec_runtime.errors import BundleError, EdgecError, InputError, TargetMismatchError
+    from edgec_runtime.errors import (
+        AdapterError,
+        BundleError,
+        EdgecError,
+        InputError,
+        TargetMismatchError,
+    )
     from edgec_runtime.session import Model, load
 
 _HOME = {
+    "AdapterError": "edgec_runtime.errors",
     "BundleError": "edgec_runtime.errors",
     "EdgecError": "edgec_runtime.errors",
     "InputError": "edgec_runtime.errors",
@@ -31,6 +38,7 @@ _HOME = {
 }
 
 __all__ = [
+    "AdapterError",
     "BundleError",
     "EdgecError",
     "InputError",

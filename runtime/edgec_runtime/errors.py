@@ -3,7 +3,8 @@
     EdgecError                    what a user can cause and mend; printed as one line, exit code 1
     ├── BundleError               the file: missing, truncated, altered, of an unknown format
     ├── TargetMismatchError       the bundle was built for another device
-    └── InputError                a feed: its name, dtype or shape
+    ├── InputError                a feed: its name, dtype or shape
+    └── AdapterError              an adapter: missing, damaged, or of another model
 
 The compiler adds its own branches in ``edgec.errors``. Every message says what is wrong,
 where, what was expected and what to do.
@@ -29,6 +30,10 @@ class TargetMismatchError(EdgecError):
 
 class InputError(EdgecError):
     """An array given to a model has the wrong name, dtype or shape."""
+
+
+class AdapterError(EdgecError):
+    """An adapter is missing or damaged, or was made for another model."""
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:

@@ -14,19 +14,21 @@ a provider is absent or fails to start).
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import os
 import pathlib
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgec_runtime import plugins
+from edgec_runtime.adapters import SLOT, Adapter, Slot, open_adapter
 from edgec_runtime.bundle import Bundle, Check, read_bundle
 from edgec_runtime.errors import BundleError, EdgecError, InputError, TargetMismatchError
 from edgec_runtime.feeds import Array, check_feeds
 from edgec_runtime.machine import Machine, this_machine
 from edgec_runtime.manifest import Manifest, Session, Value
+from edgec_runtime.versions import version_matches
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -41,7 +43,6 @@ _THREAD_OPTIONS = {"OpenVINOExecutionProvider": "num_of_threads"}
 # provider -> options without which it takes fewer nodes
 _OPTIONS = {"CoreMLExecutionProvider": {"ModelFormat": "MLProgram"}}
 _ASSIGNMENT = "session.record_ep_graph_assignment_info"
-_RANGE_TERM = re.compile(r"\s*(>=|<=|==|!=|>|<)\s*(\d+(?:\.\d+)*)\s*")
 
 
 def load(
@@ -86,6 +87,7 @@ class Model:
         self._threads = threads
         self._process = os.getpid()
         self._names = [value.name for value in self.outputs]
+        self._adapter: Adapter | None = None
 
     def __call__(self, /, *arrays: Any, **feeds: Any) -> dict[str, Array]:
         """Run the model; arrays by position or by input name (``model(**{"any name": x})``).
@@ -101,8 +103,10 @@ class Model:
                 f"model {self.path}: it was loaded before this process was forked and its "
                 "threads are gone; load it in the child, or use the start method 'spawn'"
             )
+        adapter = self._adapter  # read once: another thread may swap it
+        options = None if adapter is None else adapter.options()
         try:
-            outputs = self._session.run(self._names, dict(feeds))
+            outputs = self._session.run(self._names, dict(feeds), options)
         except Exception as error:  # onnxruntime's errors derive from Exception alone
             if not _from_onnxruntime(error):
                 raise
@@ -110,6 +114,15 @@ class Model:
                 f"model {self.path}: cannot run these inputs: {_line(error)}"
             ) from error
         return dict(zip(self._names, outputs, strict=True))
+
+    def use_adapter(self, path: str | os.PathLike[str] | None) -> None:
+        """Answer with an adapter from the next call on; None: as the bundle itself does.
+
+        Calls that run in other threads end with what they began with. Raises AdapterError, and
+        changes nothing, if the file is damaged or was made for another model.
+        """
+        name = f"model {self.manifest.name}"
+        self._adapter = None if path is None else open_adapter(path, self.slots, name)
 
     def golden_inputs(self) -> dict[str, Array]:
         """The inputs of the bundle's golden sample. Raises BundleError if there is none."""
@@ -120,11 +133,13 @@ class Model:
     def self_test(self) -> SelfTest:
         """Run the bundle's golden sample here and compare with the expected outputs.
 
-        Raises BundleError if the bundle carries no sample.
+        Without the adapter in use. Raises BundleError if the bundle carries no sample.
         """
         from edgec_runtime.golden import self_test
 
-        return self_test(self._bundle, self)
+        plain = copy.copy(self)
+        plain._adapter = None
+        return self_test(self._bundle, plain)
 
     def prepare_image(self, pixels: Array) -> dict[str, Array]:
         """The feed for one photograph, as the model's author preprocessed it.
@@ -147,6 +162,20 @@ class Model:
     def outputs(self) -> tuple[Value, ...]:
         """Names, dtypes and shapes of the outputs."""
         return self.manifest.graphs["main"].outputs
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """The inputs with defaults that an adapter fills; empty if the bundle has none."""
+        return tuple(
+            Slot(value.name, _dtype(value.type), tuple(value.shape))
+            for value in self._session.get_overridable_initializers()
+            if value.name.startswith(SLOT)
+        )
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """The adapter in use."""
+        return self._adapter
 
     @property
     def manifest(self) -> Manifest:
@@ -319,37 +348,6 @@ def _check_version(bundle: Bundle, installed: str) -> None:
             f"bundle {bundle.path}: it needs onnxruntime {wanted}, installed is {installed}; "
             f"pip install 'onnxruntime{wanted}'"
         )
-
-
-def version_matches(version: str, wanted: str) -> bool:
-    """Whether ``version`` lies in a range such as ``>=1.27,<2``.
-
-    Only the numbers count: 1.32.0.dev1 is 1.32.0. Raises BundleError for another range.
-    """
-    installed = _numbers(re.match(r"\d+(?:\.\d+)*", version).group())  # type: ignore[union-attr]
-    for term in wanted.split(","):
-        match = _RANGE_TERM.fullmatch(term)
-        if match is None:
-            raise BundleError(f"'{wanted}' is not a version range; expected e.g. '>=1.27,<2'")
-        operator, limit = match[1], _numbers(match[2])
-        holds = {
-            ">=": installed >= limit,
-            "<=": installed <= limit,
-            "==": installed == limit,
-            "!=": installed != limit,
-            ">": installed > limit,
-            "<": installed < limit,
-        }
-        if not holds[operator]:
-            return False
-    return True
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    numbers = [int(number) for number in version.split(".")]
-    while numbers and numbers[-1] == 0:
-        numbers.pop()
-    return tuple(numbers)
 
 
 def _check_signature(bundle: Bundle, session: onnxruntime.InferenceSession) -> None:
