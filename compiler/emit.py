@@ -21,6 +21,7 @@ from edgec.source import Source
 from edgec.targets import Target
 from edgec_runtime import bundle as format_
 from edgec_runtime import manifest as parts
+from edgec_runtime.adapters import SLOT
 
 _INLINE_BYTES = 1024  # tensors below stay in the graph
 _PROTOBUF_LIMIT = 1_500_000_000
@@ -55,6 +56,7 @@ class Layout:
 def lay_out(model: ir.Model) -> Layout:
     """Separate the large tensors from the graph; the model itself is not changed."""
     clone = model.clone()
+    _open_slots(clone)
     large: list[ir.Value] = []
     for graph in clone.graphs():
         for value in graph.initializers.values():
@@ -75,6 +77,14 @@ def lay_out(model: ir.Model) -> Layout:
             name=str(value.name),
         )
     return Layout(ir.to_proto(clone).SerializeToString(deterministic=True), tensors)
+
+
+def _open_slots(model: ir.Model) -> None:
+    """Make the slots of adapters inputs with defaults, which a device may fill."""
+    graph = model.graph
+    for name, value in graph.initializers.items():
+        if name.startswith(SLOT) and value not in graph.inputs:
+            graph.inputs.append(value)
 
 
 def emit(

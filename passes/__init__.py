@@ -1,5 +1,6 @@
 """The passes: one a file, listed here in the order of their stages."""
 
+from edgec.passes.adapter_slots import AdapterSlots
 from edgec.passes.cleanup import Cleanup
 from edgec.passes.contract import (
     Context,
@@ -39,10 +40,12 @@ PASSES: tuple[type[Pass], ...] = (
     QuantizeWeights,
     ConvertFloat16,
     Lower,
+    AdapterSlots,
 )
 
 __all__ = [
     "PASSES",
+    "AdapterSlots",
     "Cleanup",
     "Context",
     "ConvertFloat16",
