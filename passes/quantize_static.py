@@ -23,6 +23,7 @@ from edgec.passes.calibration import calibrate, samples_of
 from edgec.passes.contract import Context, PassError, Result, Stage
 from edgec.passes.emission import emit, name_of
 from edgec.passes.execution import optimized_graph
+from edgec.passes.lower_weights import lower_weights
 from edgec.passes.placement import Placement
 from edgec.passes.ranges import RangeMethod
 from edgec.passes.static_choices import chosen_ranges, decided
@@ -96,7 +97,12 @@ class QuantizeStatic:
         touched = tuple(name_of(unit.output) for unit in plan.units)
         weights = emit(model, plan, found, int8)
         # 16 bits are for devices that do not compute with ONNX Runtime's own kernels
-        unfused = () if int8.activation in _WIDE else _unfused(model, plan, weights)
+        unfused: tuple[str, ...] = ()
+        if int8.activation not in _WIDE:
+            # integer kernels take weights of 4 bits as `lower` hands them over
+            whole = int8.weight_bits == _EIGHT
+            given = model if whole else lower_weights(model.clone(), context).model
+            unfused = _unfused(given, plan, weights)
         return Result(
             model,
             len(plan.units),

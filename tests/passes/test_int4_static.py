@@ -50,7 +50,9 @@ def test_four_bits_cost_accuracy_and_the_better_roundings_less():
 def test_lowered_they_run_in_integer_kernels_and_stay_small(weight):
     target = static_int8.target(weight=weight)
     model = graphs.cnn()[0]
-    made = quantize(model, FOUR, target).model
+    result = quantize(model, FOUR, target)
+    made = result.model
+    assert result.findings == ()  # nothing runs in float
     lowered = Lower().run(made.clone(), graphs.context(model, target)).model
     kernels = static_int8.kernels(lowered)
     assert kernels.count("QLinearConv") == 2 and "Conv" not in kernels
