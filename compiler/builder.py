@@ -28,6 +28,7 @@ from edgec.lock import Lock, check_lock, read_lock
 from edgec.metrics import load_metric
 from edgec.outputs import Places, file_digest, plan, staging
 from edgec.passes import Context, Pass
+from edgec.passes.workers import Workers
 from edgec.pipeline import layer_noise, run_passes
 from edgec.promise import Limits, judge
 from edgec.report import Report
@@ -62,6 +63,7 @@ def build(
     search_minutes: float = 10.0,
     keep_reference: bool = True,
     verify: bool | None = None,
+    workers: Workers | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Report:
     """Build one bundle for one target, judge it, and write bundle, lock and report.
@@ -75,7 +77,7 @@ def build(
     threads: of the latency measurement. version: release counter in the manifest.
     search_minutes: time after which no further recipe or choice of float layers is tried for
     the limits; the best so far is built. verify: run the bundle on the target's devices;
-    None: on those that are installed.
+    None: on those that are installed. workers: the processes that trainings are shared with.
 
     Returns the report; ``report.kept`` is False if a promise is broken. Raises EdgecError,
     and leaves nothing behind, if the bundle cannot be built.
@@ -114,6 +116,7 @@ def build(
         validation=inputs.validation,
         calibration_labels=labels_of(inputs.calibration),
         validation_labels=labels_of(inputs.validation),
+        workers=workers,
         seed=seed,
         progress=progress,
     )

@@ -3,6 +3,9 @@
 Written anew, in one rename, after every trial once there is more than one; a search that
 was killed finds its measured decisions and outcomes there and goes on. The file carries a
 key of everything that the outcomes depend on; another build ignores and overwrites it.
+
+Beside it is a hidden folder for what the passes keep in order to go on, as long as the search
+lasts.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,6 +57,11 @@ class Journal:
                     trial = Trial(**{**outcome, **tuples})
                     self._known[entry["recipe"]] = (entry["decisions"], trial)
 
+    @property
+    def work(self) -> pathlib.Path | None:
+        """The folder for the passes, which makes it when it has something to keep."""
+        return None if self.path is None else self.path.with_suffix(".work")
+
     def find(self, recipe: str) -> tuple[Decisions, Trial] | None:
         """Decisions of each step and the trial of a recipe; None if it was not tried."""
         return self._known.get(recipe)
@@ -68,22 +77,23 @@ class Journal:
         ]
         # a search without a journal is still a search
         with contextlib.suppress(OSError):
-            if not self.path.parent.is_dir():
-                self.path.parent.mkdir(parents=True)
-                self._made_folder = True
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             fresh = self.path.with_name(f"{self.path.name}.new")
             fresh.write_text(json.dumps({"key": self.key, "entries": entries}), encoding="utf-8")
             os.replace(fresh, self.path)
 
     def __enter__(self) -> Journal:
-        """Nothing to do: the file is written when there is something to lose."""
+        """Look what is there; the file is written when there is something to lose."""
+        self._made_folder = self.path is not None and not self.path.parent.is_dir()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Remove the file after success or an error; an interrupted search keeps it."""
+        """Remove file and folder after success or an error; an interrupted search keeps them."""
         interrupted = kind is not None and not issubclass(kind, Exception)
-        if self.path is not None and not interrupted:
-            with contextlib.suppress(OSError):
-                self.path.unlink(missing_ok=True)
-                if self._made_folder:
-                    self.path.parent.rmdir()
+        if self.path is None or self.work is None or interrupted:
+            return
+        shutil.rmtree(self.work, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.path.unlink(missing_ok=True)
+            if self._made_folder:
+                self.path.parent.rmdir()

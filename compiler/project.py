@@ -27,6 +27,7 @@ import click
 from edgec_runtime.errors import EdgecError, suggestion
 
 if TYPE_CHECKING:
+    from edgec.passes.workers import Workers
     from edgec.promise import Limits
     from edgec.report import Report
     from edgec.scrutiny import Scrutiny
@@ -58,8 +59,10 @@ class Job:
     keep_reference: bool = True
     verify: bool | None = None
 
-    def run(self, progress: Callable[[str, int, int], None]) -> Report:
-        """Build it."""
+    def run(
+        self, progress: Callable[[str, int, int], None], workers: Workers | None = None
+    ) -> Report:
+        """Build it. workers: the processes that trainings are shared with."""
         from edgec.builder import build
 
         return build(
@@ -80,6 +83,7 @@ class Job:
             search_minutes=self.search_minutes,
             keep_reference=self.keep_reference,
             verify=self.verify,
+            workers=workers,
             progress=progress,
         )
 

@@ -60,6 +60,7 @@ def search(
 
     seconds: no further trial is begun after this time; the first is always made.
     """
+    context = replace(context, work=journal.work)
     if len(candidates) == 1 and judge.limits.max_drop is None:
         steps = run_passes(candidates[0], context, checks, announce=announce)
         return Found(candidates[0], steps, ())

@@ -9,15 +9,19 @@ and left alone goes into ``Result.skipped``; what it decided by measurement goes
 from __future__ import annotations
 
 import enum
+import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import onnx_ir as ir
 
 from edgec.targets import Target
 from edgec_runtime.errors import EdgecError
+
+if TYPE_CHECKING:
+    from edgec.passes.workers import Workers
 
 Feeds = Mapping[str, np.ndarray[Any, Any]]
 Progress = Callable[[str, int, int], None]  # what, done, total
@@ -90,6 +94,9 @@ class Context:
     inputs, in the same order; None where nothing did.
     lock: decisions of an earlier run of this step; empty where nothing is to be replayed.
     unquantized: the model before the first lossy pass of stage QUANTIZE; None before that.
+    work: folder for what a killed build goes on from, and for large intermediate data; it
+    need not exist, and is removed in the end. None: nothing is kept.
+    workers: the processes that trainings are shared with; None if there are no others.
     """
 
     target: Target
@@ -100,6 +107,8 @@ class Context:
     validation_labels: Samples | None = None
     lock: Mapping[str, Any] = field(default_factory=dict)
     unquantized: ir.Model | None = None
+    work: pathlib.Path | None = None
+    workers: Workers | None = None
     seed: int = 0
     progress: Progress = lambda what, done, total: None
 

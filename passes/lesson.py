@@ -2,43 +2,58 @@
 
 The reference answers in ONNX Runtime (teacher), the differentiable twin learns (student).
 What is learned from is in `edgec.passes.curriculum`, what is lessened in
-`edgec.passes.losses`. Samples are stacked along their first axis where the twin gives the
-same for a stack. The state that is nearest on held-out samples wins.
+`edgec.passes.losses`, what changes in `edgec.passes.learner`. Samples are stacked along their
+first axis where the twin gives the same for a stack. The state that is nearest on held-out
+samples wins.
+
+The same training gives the same bytes, also when it was killed and goes on from its
+checkpoint; shared by several processes it gives the same but for the order of sums.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+import itertools
+import json
+import pathlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
-from edgec.passes.contract import Context, Feeds, PassError
-from edgec.passes.curriculum import Example, alike, examples, judged, lessons
-from edgec.passes.execution import open_session, run_feeds
-from edgec.passes.losses import PROJECTION_RATE, Losses, squared_error
+from edgec.passes.contract import Context, PassError
+from edgec.passes.contract import Progress as Announce
+from edgec.passes.curriculum import judged, lessons
+from edgec.passes.learner import Learner
+from edgec.passes.losses import Losses
+from edgec.passes.stacks import Teacher, in_stacks, keeps_apart, rows
+from edgec.passes.training_settings import rate_share
+from edgec.passes.training_state import Checkpoints, Progress
+from edgec.passes.training_task import Task
+from edgec.passes.workers import ALONE, Workers
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from edgec.passes.recover import Recover
     from edgec.passes.torch_graph import TorchGraph
 
-THREADS = 1  # sums depend on the number of threads: one gives the same bytes everywhere
 NOTHING = 1e-8  # distance of two float32 implementations of the same graph
-_JUDGEMENTS = 10  # times the held-out distance is taken, besides before the training
-_SAME_ANSWER = 0.05  # relative squared error that single flipped steps may cause in a deep graph
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The best state's step and held-out loss; before: the untrained one's."""
+    """The best state's step and held-out distance; before: the untrained one's.
+
+    steps: that were done. losses: of each. findings: for the report.
+    """
 
     step: int
     before: float
     after: float
+    steps: int = 0
+    losses: tuple[float, ...] = ()
+    findings: tuple[str, ...] = ()
 
     @property
     def improved(self) -> bool:
@@ -46,190 +61,149 @@ class Outcome:
         return self.after < self.before
 
 
+def train(twin: TorchGraph, model: ir.Model, context: Context, settings: Recover) -> Outcome:
+    """Train the twin of the model, leave it in its best state on held-out samples.
+
+    The context has calibration data; its workers, if it has any, take their share.
+    """
+    task = Task.of(model, context, settings)
+    workers = context.workers or ALONE
+    lesson = Lesson(twin, task, workers, context.work, context.progress)
+    workers.hand_out(task)
+    return lesson.train()
+
+
+def join_trainings(workers: Workers) -> None:
+    """Take part in every training that process 0 hands out, until there are no more."""
+    from edgec.passes.torch_graph import to_torch
+
+    while True:
+        with workers.handed() as task:
+            if task is None:
+                return
+            twin = to_torch(task.model, learn_scales=task.settings.scale_rate > 0)
+            Lesson(twin, task, workers).train()
+
+
 class Lesson:
-    """One training: twin, teacher, data and settings."""
+    """One training: a task, a twin of its model, its teacher, and where it is on disk."""
 
     def __init__(
-        self, twin: TorchGraph, model: ir.Model, context: Context, settings: Recover
+        self,
+        twin: TorchGraph,
+        task: Task,
+        workers: Workers = ALONE,
+        folder: pathlib.Path | None = None,
+        announce: Announce = lambda what, done, total: None,
     ) -> None:
-        """twin: of the model; it is trained in place. The context has calibration data."""
-        assert context.calibration is not None
-        self._twin, self._context, self._settings = twin, context, settings
-        self._samples = examples(context.calibration, context.calibration_labels)
-        reference = context.reference
-        self._losses = Losses(model, reference, settings, context.seed, self._samples[0])
-        self._kept = self._losses.student_features
-        self._asked = [*twin.outputs, *self._losses.features]  # of the teacher
-        self._teacher = open_session(reference, outputs=self._asked, threads=THREADS)
+        """folder: for the checkpoint; None for none. announce: progress for people.
+
+        Raises PassError for settings that do not fit the model, the data or the workers.
+        """
+        settings = task.settings
+        if settings.batch < workers.size:
+            raise PassError(
+                f"{settings.name}: a batch of {settings.batch} samples cannot be shared by "
+                f"{workers.size} processes; raise {settings.name}.batch or start fewer"
+            )
+        self._twin, self._task, self._settings = twin, task, settings
+        self._workers, self._announce = workers, announce
+        self._folder = folder if workers.rank == 0 else None
+        self._losses = Losses(task.model, task.reference, settings, task.seed, task.samples[0])
+        asked = [*twin.outputs, *self._losses.features]
+        self._teacher = Teacher(task.reference, asked, settings.threads)
+        self._size = 1  # samples on top of each other: as asked for, but a stack for each worker
+        if keeps_apart(twin, task.samples, self._losses.student_features):
+            share = settings.batch // workers.size
+            self._size = min(share, settings.micro_batch or share)
+        self._losses.check_rows(self._size * rows(task.samples[0]))
 
     def train(self) -> Outcome:
         """Train the twin and leave it in its best state on held-out samples."""
-        import torch
+        with _fixed_threads(self._settings.threads):
+            return self._train()
 
-        settings, twin, context = self._settings, self._twin, self._context
-        samples = self._samples
-        groups = _groups(twin, settings)
-        if projections := self._losses.parameters():
-            groups.append({"params": projections, "lr": PROJECTION_RATE})
-        optimizer = torch.optim.Adam(groups)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, [g["lr"] for g in groups], total_steps=settings.steps + 1
-        )
-        size = settings.batch if self._stacks(samples) else 1
-        self._losses.check_rows(size * _rows(samples[0]))
-        held_out = samples
-        if context.validation is not None:
-            held_out = examples(context.validation, context.validation_labels)
-        judges = self._answered(judged(held_out, settings, context.seed), size)
-        first = best = self._held_out(judges)
-        if first <= NOTHING:
-            return Outcome(0, first, first)
-        state, best_step = _copy(twin), 0
-        doubts = self._doubts() if settings.order == "easy-first" else ()
-        taught = lessons(samples, settings, np.random.default_rng(context.seed), doubts)
-        every = max(settings.steps // _JUDGEMENTS, 1)
-        for step in range(1, settings.steps + 1):
-            optimizer.zero_grad()
-            for part in self._answered(next(taught), size):
-                share = part.count / settings.batch
-                (self._loss(part) * share).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-            context.progress("recover", step, settings.steps)
-            if step % every == 0 or step == settings.steps:
-                loss = self._held_out(judges)
-                if loss < best:
-                    best, best_step, state = loss, step, _copy(twin)
-        twin.load_state_dict(state)
-        return Outcome(best_step, first, best)
+    def _train(self) -> Outcome:
+        from edgec.passes.torch_student import Student
 
-    def _stacks(self, samples: Sequence[Example]) -> bool:
-        """True if the twin gives for two samples on top of each other what it gives for each.
+        task, settings, workers = self._task, self._settings, self._workers
+        student = Student(self._twin, self._losses, settings)
+        learner = Learner(student, self._teacher, settings, workers)
+        stacks = in_stacks(judged(task.held_out, settings, task.seed), self._size)
+        judges = [(self._teacher.answered(s), counts) for s, counts in workers.share(stacks)]
+        judge_count = sum(len(stack) for stack in stacks)
 
-        A graph may count on its batch: in the constant of a Reshape, or across samples. And
-        its values may have the batch along another axis, or none.
-        """
-        import torch
+        saves = bool(workers.said("saves" if self._folder is not None else ""))
+        digests = task.digests() if self._folder is not None else {}
+        checkpoints = Checkpoints(self._folder, settings.name, digests)
+        at = self._resumed(checkpoints, learner)
+        if at is None:
+            first = learner.distance(judges, judge_count)
+            at = Progress(first=first, best=first, ended=first <= NOTHING)
+        if not at.ended:
+            drawn = lessons(
+                task.samples, settings, np.random.default_rng(task.seed), self._doubts()
+            )
+            taught = itertools.islice(drawn, at.step, None)
+            every = max(settings.steps // settings.judgements, 1)
+            while at.step < settings.steps and not self._tired(at):
+                share = rate_share(at.step, settings.steps, settings.warmup)
+                at.losses.append(learner.step(in_stacks(next(taught), self._size), share))
+                at.step += 1
+                self._announce(settings.name, at.step, settings.steps)
+                if at.step % every == 0 or at.step == settings.steps:
+                    _judge(at, learner.distance(judges, judge_count), learner)
+                if saves and at.step % settings.save_every == 0:
+                    checkpoints.write(at, learner.state())
+            at.ended = True
+            if saves:
+                checkpoints.write(at, learner.best())
+        learner.finish()
+        found = tuple(checkpoints.findings)
+        return Outcome(at.best_step, at.first, at.best, at.step, tuple(at.losses), found)
 
-        pair = list(samples[:2])
-        if len(pair) < 2 or not alike(pair):
-            return False
-        with torch.no_grad():
-            keep = self._kept
-            singles = [self._twin(_tensors(sample.feeds), keep=keep) for sample in pair]
-            try:
-                stacked = self._twin(_stacked([sample.feeds for sample in pair]), keep=keep)
-            except PassError:
-                return False
-        for name in (*self._twin.outputs, *self._kept):
-            parts = [values[name] for values in singles]
-            if not parts[0].ndim:
-                return False
-            apart = torch.cat(parts)
-            if stacked[name].shape != apart.shape:
-                return False
-            error = squared_error(stacked[name].float(), apart.float())
-            if name in self._twin.outputs and float(error) > _SAME_ANSWER:
-                return False
-        return True
+    def _doubts(self) -> tuple[float, ...]:
+        """How unsure the teacher is of each sample, where that orders them."""
+        if self._settings.order != "easy-first":
+            return ()
+        answered = (self._teacher.answered([sample]) for sample in self._task.samples)
+        return tuple(self._losses.doubt(stack.answers) for stack in answered)
 
-    def _answered(self, samples: Iterable[Example], size: int) -> list[_Part]:
-        """The samples in stacks of up to ``size``, with what the teacher says of each."""
-        import torch
+    def _tired(self, at: Progress) -> bool:
+        """True if the held-out distance has not fallen for too many judgements."""
+        return 0 < self._settings.patience <= at.stale
 
-        parts: list[list[Example]] = []
-        for sample in samples:
-            if parts and len(parts[-1]) < size and alike([parts[-1][0], sample]):
-                parts[-1].append(sample)
-            else:
-                parts.append([sample])
-        answered = []
-        for part in parts:
-            answers = [run_feeds(self._teacher, sample.feeds) for sample in part]
-            tensors = {
-                name: torch.from_numpy(np.concatenate(arrays) if len(part) > 1 else arrays[0])
-                for name, arrays in zip(self._asked, zip(*answers, strict=True), strict=True)
-            }
-            feeds = _stacked([sample.feeds for sample in part])
-            labels = _stacked(_labels(part))
-            answered.append(_Part(feeds, tensors, labels, len(part)))
-        return answered
-
-    def _doubts(self) -> list[float]:
-        """How unsure the teacher is of each sample."""
-        parts = (self._answered([sample], 1)[0] for sample in self._samples)
-        return [self._losses.doubt(part.answers) for part in parts]
-
-    def _loss(self, part: _Part) -> Tensor:
-        values = self._twin(part.feeds, keep=self._kept)
-        return self._losses.loss(values, part.answers, part.labels)
-
-    def _held_out(self, parts: Sequence[_Part]) -> float:
-        """Mean distance to the teacher's answers."""
-        import torch
-
-        total = 0.0
-        with torch.no_grad():
-            for part in parts:
-                values = self._twin(part.feeds)
-                distance = self._losses.distance(values, part.answers, part.labels)
-                total += part.count * float(distance)
-        return total / sum(part.count for part in parts)
+    def _resumed(self, checkpoints: Checkpoints, learner: Learner) -> Progress | None:
+        """Where process 0's checkpoint says that the training was; None to begin."""
+        with checkpoints.opened() as found:
+            said = None if found is None else [found[0].to_json(), list(found[1])]
+            told = json.loads(self._workers.said(json.dumps(said)))
+            if told is None:
+                return None
+            learner.restore(told[1], None if found is None else found[1])
+        at = Progress.from_json(told[0])
+        if not at.ended:
+            checkpoints.findings.append(f"went on at step {at.step} of an interrupted training")
+        return at
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Samples that the twin sees at once, on top of each other, and the teacher's answers."""
-
-    feeds: Mapping[str, Tensor]
-    answers: Mapping[str, Tensor]
-    labels: Mapping[str, Tensor]
-    count: int
-
-
-def _stacked(samples: Sequence[Feeds]) -> dict[str, Tensor]:
-    """The arrays of several samples on top of each other, as tensors."""
-    if len(samples) == 1:
-        return _tensors(samples[0])
-    return _tensors({n: np.concatenate([feeds[n] for feeds in samples]) for n in samples[0]})
+def _judge(at: Progress, distance: float, learner: Learner) -> None:
+    """Note a held-out distance, and the state that it belongs to if it is the best so far."""
+    if distance < at.best:
+        at.best, at.best_step, at.stale = distance, at.step, 0
+        learner.keep()
+    else:
+        at.stale += 1
 
 
-def _rows(sample: Example) -> int:
-    """Length of the first axis of a sample's first input."""
-    shape = next(iter(sample.feeds.values())).shape
-    return shape[0] if shape else 1
-
-
-def _labels(part: Sequence[Example]) -> list[Feeds]:
-    """The labels that all samples of a part have, int64 [rows] each."""
-    names = [n for n in part[0].labels if all(n in sample.labels for sample in part)]
-    return [{n: sample.labels[n].reshape(-1).astype(np.int64) for n in names} for sample in part]
-
-
-def _groups(twin: TorchGraph, settings: Recover) -> list[dict[str, Any]]:
-    """One group per parameter, its rate in units of what one step of it means."""
-    groups = []
-    for name in twin.trained():
-        parameter = twin.initializer(name)
-        size = float(parameter.detach().square().mean().sqrt())
-        step = twin.quantization_step(name)
-        if parameter.dim() > 1 and step:
-            rate = settings.rate * step
-        elif parameter.dim() > 1:
-            rate = settings.rate * size / 64  # a float weight moves as an int8 one would
-        else:
-            rate = settings.bias_rate * size
-        parameter.requires_grad_(rate > 0)  # what is not trained needs no gradient either
-        if rate > 0:
-            groups.append({"params": [parameter], "lr": rate})
-    return groups
-
-
-def _copy(twin: TorchGraph) -> dict[str, Tensor]:
-    return {k: v.detach().clone() for k, v in twin.state_dict().items()}
-
-
-def _tensors(feeds: Feeds) -> dict[str, Tensor]:
+@contextlib.contextmanager
+def _fixed_threads(count: int) -> Iterator[None]:
+    """Sums depend on the number of threads: a fixed one gives the same bytes everywhere."""
     import torch
 
-    return {name: torch.from_numpy(np.array(array)) for name, array in feeds.items()}
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -3,8 +3,9 @@
 The teacher, the reference or another model, runs in ONNX Runtime and gives the answers; the
 graph as it is so far runs as its differentiable twin (student). What is lessened: the
 weighted losses of `edgec.passes.losses`. What is trained is what ships: integer
-weights move under their fixed scales and are rounded back (quantization-aware training,
-Jacob et al. 2018, arXiv:1712.05877). The best state on held-out samples wins, the
+weights move under their scales and are rounded back (quantization-aware training,
+Jacob et al. 2018, arXiv:1712.05877), the scales too where asked for (LSQ, Esser et al. 2020,
+arXiv:1902.08153). The best state on held-out samples wins, the
 untrained one included, so the pass cannot make the held-out figure worse. The training
 itself is in `edgec.passes.lesson`.
 """
@@ -20,13 +21,15 @@ import onnx_ir as ir
 from edgec.passes.contract import Context, PassError, Result, Skip, Stage
 from edgec.passes.curriculum import Order
 from edgec.passes.differences import apply_differences, differences
-from edgec.passes.lesson import NOTHING, THREADS, Lesson
+from edgec.passes.lesson import NOTHING, train
 from edgec.passes.losses import LAYERS
 from edgec.passes.sparsity import keep_zeros
 from edgec.passes.teacher import load_teacher
+from edgec.passes.training_settings import TrainingSettings
 from edgec.passes.weights import label
 from edgec_runtime.errors import suggestion
 
+_RATES = ("rate", "bias_rate", "scale_rate")
 _WEIGHTS = (
     "response_weight",
     "feature_weight",
@@ -37,7 +40,7 @@ _WEIGHTS = (
 
 
 @dataclass(frozen=True)
-class Recover:
+class Recover(TrainingSettings):
     """Train weights and biases so that the outputs come back to the reference's.
 
     Needs calibration data; class labels that come with it are used. A step sees ``batch``
@@ -49,12 +52,11 @@ class Recover:
     lossless: ClassVar[bool] = False
     version: ClassVar[int] = 3
 
-    steps: int = 80  # optimizer steps
-    batch: int = 8  # samples a step
     splice: bool = True  # train on pieces of two samples put together, too
     order: Order = "random"  # of the samples; easy-first: where the teacher is sure come first
     rate: float = 0.0  # of weights: quantization steps a step, at the peak; 0: they stay
     bias_rate: float = 3e-5  # of biases: share of their root mean square a step, at the peak
+    scale_rate: float = 0.0  # of scales, at the peak: share of themselves a step; 0: they stay
     teacher: str = ""  # .onnx file that gives the answers; by default the reference does
     response_weight: float = 1.0  # of the outputs' loss
     temperature: float = 1.0  # that softens class probabilities; above 1: small ones count more
@@ -69,12 +71,10 @@ class Recover:
         if self.order not in get_args(Order):
             near = suggestion(self.order, get_args(Order))
             raise PassError(f"recover: no order '{self.order}'{near}")
-        for name in ("steps", "batch"):
-            if not getattr(self, name) > 0:
-                raise PassError(f"recover: {name} is {getattr(self, name)}, expected above 0")
-        if not (self.rate >= 0 and self.bias_rate >= 0 and self.rate + self.bias_rate > 0):
-            raise PassError("recover: rate and bias_rate must be 0 or more, and not both be 0")
-        for name in ("features", *_WEIGHTS):
+        self.check(self.name)
+        if not any(getattr(self, name) for name in _RATES):
+            raise PassError(f"recover: nothing to train: {', '.join(_RATES)} are all 0")
+        for name in ("features", *_RATES, *_WEIGHTS):
             if not getattr(self, name) >= 0:
                 raise PassError(f"recover: {name} is {getattr(self, name)}, expected 0 or more")
         if not any(getattr(self, name) for name in _WEIGHTS):
@@ -91,39 +91,38 @@ class Recover:
             raise PassError(
                 "recover needs calibration data to learn from: give some dozen typical inputs"
             )
-        import torch
-
         from edgec.passes.torch_graph import to_torch
 
         if self.teacher:
             context = replace(context, reference=load_teacher(pathlib.Path(self.teacher), model))
         untrained = model.clone()
         try:
-            twin = to_torch(model)
+            twin = to_torch(model, learn_scales=self.scale_rate > 0)
         except PassError as error:
             node = next(n for n in model.graph if f"'{n.name}'" in str(error))
             skip = Skip(label(node), str(error))
             finding = f"nothing was trained: {error}"
             return Result(model, 0, (skip,), findings=(finding,), decisions={"changes": {}})
-        threads = torch.get_num_threads()
-        torch.set_num_threads(THREADS)
-        try:
-            kept = keep_zeros(twin, model, context.unquantized)
-            found = Lesson(twin, model, context, self).train()
-        finally:
-            torch.set_num_threads(threads)
+        kept = keep_zeros(twin, model, context.unquantized)
+        if kept and self.rate and context.workers is not None and context.workers.size > 1:
+            raise PassError(
+                f"recover: {kept} weights are pruned, and several processes do not keep them at "
+                "zero: train in one, or set recover.rate=0, which leaves all weights as they are"
+            )
+        found = train(twin, model, context, self)
         if not found.improved:
             finding = (
                 "there is nothing to win back: the outputs are the reference's"
                 if found.before <= NOTHING
                 else "training did not lower the held-out distance; the model is unchanged"
             )
-            return Result(model, 0, findings=(finding,), decisions={"changes": {}})
+            findings = (finding, *found.findings)
+            return Result(model, 0, findings=findings, decisions={"changes": {}})
         changed = twin.write_back(model)
         changes = differences(untrained, model)
         finding = (
             f"held-out distance {found.before:.4g} before, {found.after:.4g} after "
-            f"{found.step} of {self.steps} steps"
+            f"{found.step} of {found.steps} steps"
         )
         zeros = (f"{kept} pruned weights stayed zero",) if kept and self.rate else ()
         return Result(
@@ -133,5 +132,5 @@ class Recover:
                 str(v.name) for n in model.graph if n.op_type in LAYERS for v in n.outputs
             ),
             decisions={"changes": changes},
-            findings=(finding, *zeros),
+            findings=(finding, *zeros, *found.findings),
         )
