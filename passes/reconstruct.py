@@ -7,17 +7,22 @@ counts (asymmetric reconstruction: AdaRound, Nagel et al. 2020, arXiv:2004.10568
 3.5; how the integers are found: edgec.passes.rounding). The error on held-out samples decides
 which integers a layer keeps, and the model's outputs there decide about them all.
 
-The networks run in ONNX Runtime, whose integers are the ones that ship. The layer itself is
-one product of sampled input patches with its weight, so the differentiable twin of the whole
-graph is not needed, and memory holds the samples and the rows of one layer.
+The networks run in ONNX Runtime, whose integers are the ones that ship, from layer to layer:
+what is alive in between lies on disk (`edgec.passes.spill`), so each node runs once and memory
+holds one sample, the weights between two layers and the rows of one. The layer itself is one
+product of sampled input patches with its weight; the differentiable twin is not needed.
 
 Left out: learned scales, blocks of several layers, ConvTranspose, weights in blocks.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Iterable, Sequence
+import math
+import pathlib
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,14 +31,15 @@ import onnx_ir as ir
 
 from edgec.passes.contract import Context, Feeds, PassError, Result, Skip, Stage
 from edgec.passes.differences import apply_differences, differences
-from edgec.passes.execution import open_session, run_feeds, sqnr_db
 from edgec.passes.linear import LINEAR_OPS, Layout, layout_of
 from edgec.passes.matching import is_op, producer, scalar, sole_user
 from edgec.passes.patches import Rows, sampled_rows
 from edgec.passes.rounding import Problem, better_integers, bias_step
+from edgec.passes.spill import Chain, Spill
 from edgec.passes.weights import Array, Refused, check_skip, constant, label
 
 _SAME = 0.5  # relative error up to which integers count as a rounding of the float weight
+_EQUAL_DB = 200.0  # SQNR of equal outputs
 _HELD_OUT = 4  # without validation data every fourth sample is held out
 
 
@@ -74,9 +80,8 @@ class Reconstruct:
             raise PassError(
                 "reconstruct needs calibration data to learn from: give some dozen typical inputs"
             )
-        before = model.clone()
-        touched = _Course(model, context, self).fit(layers)
-        return _judged(before, model, context, touched, skipped)
+        with _Course(model, context, self) as course:
+            return course.run(layers, skipped)
 
     def _layers(self, model: ir.Model, context: Context) -> tuple[list[_Layer], list[Skip]]:
         layers: list[_Layer] = []
@@ -156,46 +161,78 @@ class _Layer:
         return blocks.reshape(*blocks.shape[:2], -1)
 
 
-class _Course:
-    """One run: two networks, data and settings."""
+class _Course(contextlib.ExitStack):
+    """One run: both networks on their way from layer to layer, with all samples."""
 
     def __init__(self, model: ir.Model, context: Context, settings: Reconstruct) -> None:
+        super().__init__()
         self._model, self._context, self._settings = model, context, settings
-        self._float = _float_model(context)
-        self._fit, self._held_out = _parts(context)
+        self._before = model.clone()
+        self._fitted, self._judged = _parts(context)
 
-    def fit(self, layers: Sequence[_Layer]) -> list[str]:
-        """Fit the layers in order; the outputs of those that changed."""
+    def run(self, layers: Sequence[_Layer], skipped: Sequence[Skip]) -> Result:
+        """Fit the layers in order; the new model if its held-out outputs are nearer to float."""
+        given = self._chain(self._model)
+        goals = [str(layer.goal.outputs[0].name) for layer in layers]
+        wanted = self._chain(_float_model(self._context), keep=goals)
+        before = self._chain(self._before)
         touched = []
-        for number, layer in enumerate(layers):
-            if self._fit_one(layer, self._context.seed + number):
+        for number, (layer, goal) in enumerate(zip(layers, goals, strict=True)):
+            given.advance(given.position(layer.node))
+            before.advance(given.position(layer.node))
+            wanted.advance(wanted.position(layer.goal) + 1)
+            if self._fit_one(layer, given, wanted, self._context.seed + number):
                 touched.append(str(layer.node.outputs[0].name))
+            wanted.release(goal)
             self._context.progress("reconstruct", number + 1, len(layers))
-        return touched
+        old_db, new_db = (_sqnr_db(wanted, made, self._judged) for made in (before, given))
+        account = f"SQNR of the outputs on held-out samples: {old_db:.1f} dB, {new_db:.1f} dB"
+        if not touched or new_db <= old_db:
+            finding = (
+                f"no other rounding was better on the whole; the model is unchanged ({account})"
+            )
+            return Result(
+                self._before, 0, tuple(skipped), decisions={"changes": {}}, findings=(finding,)
+            )
+        changes = differences(self._before, self._model)
+        return Result(
+            self._model,
+            len(changes),
+            tuple(skipped),
+            tuple(touched),
+            {"changes": changes},
+            (f"{account} after {len(touched)} layers were reconstructed",),
+        )
 
-    def _fit_one(self, layer: _Layer, seed: int) -> bool:
+    def _chain(self, model: ir.Model, keep: Sequence[str] = ()) -> Chain:
+        """A network at the start of its way, with files of its own."""
+        work = self._context.work
+        if work is not None:
+            work.mkdir(parents=True, exist_ok=True)
+        folder = self.enter_context(tempfile.TemporaryDirectory(prefix="spill-", dir=work))
+        return Chain(model, _samples(self._context), Spill(pathlib.Path(folder)), keep)
+
+    def _fit_one(self, layer: _Layer, given: Chain, wanted: Chain, seed: int) -> bool:
         settings, random = self._settings, np.random.RandomState(seed)
-        given = open_session(self._model, outputs=[str(_input(layer.node).name)])
-        wanted = open_session(self._float, outputs=[str(layer.goal.outputs[0].name)])
+        source, goal = str(_input(layer.node).name), str(layer.goal.outputs[0].name)
 
-        def rows(samples: Sequence[Feeds], count: int) -> Rows:
-            parts = []
-            for feeds in samples:
-                pair = run_feeds(given, feeds)[0], run_feeds(wanted, feeds)[0]
-                share = -(-count // len(samples))
-                parts.append(
-                    sampled_rows(
-                        layer.node,
-                        layer.kernel,
-                        layer.layout.groups,
-                        pair,
-                        count=share,
-                        random=random,
-                    )
+        def rows(samples: Sequence[int], count: int) -> Rows:
+            samples = samples[:: -(-len(samples) // count)]  # a row of each at least
+            share = -(-count // len(samples))
+            parts = [
+                sampled_rows(
+                    layer.node,
+                    layer.kernel,
+                    layer.layout.groups,
+                    (given.value(source, sample), wanted.value(goal, sample)),
+                    count=share,
+                    random=random,
                 )
+                for sample in samples
+            ]
             return Rows.joined(parts)
 
-        fit, judged = rows(self._fit, settings.rows), rows(self._held_out, settings.rows // 2)
+        fit, judged = rows(self._fitted, settings.rows), rows(self._judged, settings.rows // 2 or 1)
         problem = layer.problem()
         integers = better_integers(problem, fit, judged, settings.sweeps)
         changed = not np.array_equal(integers, problem.integers)
@@ -208,28 +245,6 @@ class _Course:
                 layer.set_bias(bias)
                 changed = True
         return changed
-
-
-def _judged(
-    before: ir.Model, model: ir.Model, context: Context, touched: list[str], skipped: list[Skip]
-) -> Result:
-    """The new model if its outputs on held-out samples are nearer to the float model's."""
-    _, samples = _parts(context)
-    goal, old, new = (_outputs(m, samples) for m in (_float_model(context), before, model))
-    old_db, new_db = sqnr_db(goal, old), sqnr_db(goal, new)
-    account = f"SQNR of the outputs on held-out samples: {old_db:.1f} dB, {new_db:.1f} dB"
-    if not touched or new_db <= old_db:
-        finding = f"no other rounding was better on the whole; the model is unchanged ({account})"
-        return Result(before, 0, tuple(skipped), decisions={"changes": {}}, findings=(finding,))
-    changes = differences(before, model)
-    return Result(
-        model,
-        len(changes),
-        tuple(skipped),
-        tuple(touched),
-        {"changes": changes},
-        (f"{account} after {len(touched)} layers were reconstructed",),
-    )
 
 
 def _layer(node: ir.Node, goals: dict[str, ir.Node]) -> _Layer:
@@ -293,26 +308,37 @@ def _bounds(node: ir.Node) -> tuple[float, float]:
     return (-np.inf if low is None else low), (np.inf if high is None else high)
 
 
-def _parts(context: Context) -> tuple[list[Feeds], list[Feeds]]:
-    """Samples to fit on, and samples to judge by."""
+def _samples(context: Context) -> Iterator[Feeds]:
+    """The samples to fit on and to judge by, one at a time."""
     assert context.calibration is not None
-    samples = list(context.calibration)
+    return itertools.chain(context.calibration, context.validation or ())
+
+
+def _parts(context: Context) -> tuple[Sequence[int], Sequence[int]]:
+    """Which of ``_samples`` to fit on, and which to judge by."""
+    assert context.calibration is not None
+    count = len(context.calibration)
     if context.validation is not None and len(context.validation):
-        return samples, list(context.validation)
-    judged = list(itertools.islice(samples, 0, None, _HELD_OUT))
-    fit = [feeds for i, feeds in enumerate(samples) if i % _HELD_OUT]
-    return fit or samples, judged
+        return range(count), range(count, count + len(context.validation))
+    fit = [i for i in range(count) if i % _HELD_OUT]
+    return fit or range(count), range(0, count, _HELD_OUT)
 
 
 def _float_model(context: Context) -> ir.Model:
     return context.unquantized or context.reference
 
 
-def _outputs(model: ir.Model, samples: Iterable[Feeds]) -> Array:
-    """All floating-point outputs of all samples in one row, each output over its size."""
-    session = open_session(model)
-    arrays = [a for feeds in samples for a in run_feeds(session, feeds) if a.dtype.kind == "f"]
-    return np.concatenate([a.ravel() for a in arrays]) if arrays else np.zeros(0)
+def _sqnr_db(goal: Chain, made: Chain, samples: Sequence[int]) -> float:
+    """SQNR of all floating-point outputs of the samples together."""
+    signal = noise = 0.0
+    for sample in samples:
+        for wanted, output in zip(goal.outputs(sample), made.outputs(sample), strict=True):
+            if wanted.dtype.kind == "f":
+                signal += float(np.square(wanted, dtype=np.float64).sum())
+                noise += float(np.square(np.subtract(wanted, output, dtype=np.float64)).sum())
+    if not (noise > 0.0 and signal > 0.0):  # also where one is NaN
+        return _EQUAL_DB if noise == 0.0 else -_EQUAL_DB
+    return 10.0 * math.log10(signal / noise)
 
 
 def _input(node: ir.Node) -> ir.Value:
