@@ -154,14 +154,18 @@ def build(source: str | None, as_json: bool, **options: Any) -> None:
     """
     from edgec.project import Job, jobs_from_options
     from edgec.report_terminal import print_report
+    from edgec.torchrun import other_processes
 
-    jobs: tuple[Job, ...] = jobs_from_options(source, options)
     reports = []
-    for job in jobs:
-        with progress_bar(quiet=as_json) as progress:
-            reports.append(job.run(progress))
-        if not as_json:
-            print_report(reports[-1], console())
+    with other_processes() as workers:
+        if workers is not None and workers.rank:
+            return  # it has taken its share of process 0's trainings
+        jobs: tuple[Job, ...] = jobs_from_options(source, options)
+        for job in jobs:
+            with progress_bar(quiet=as_json) as progress:
+                reports.append(job.run(progress, workers))
+            if not as_json:
+                print_report(reports[-1], console())
     if as_json:
         texts = [report.to_json() for report in reports]
         click.echo(texts[0] if len(texts) == 1 else f"[{','.join(texts)}]", nl=False)
