@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 import edgec
+from edgec.cli_adapt import adapt
 from edgec.cli_console import (
     BROKEN_PROMISE,
     console,
@@ -355,7 +356,7 @@ def doctor(as_json: bool) -> None:
         exit_with(1)
 
 
-for command in (verify, devices, mobile):
+for command in (adapt, verify, devices, mobile):
     main.add_command(command)
 
 

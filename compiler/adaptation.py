@@ -1,0 +1,280 @@
+"""A model and the user's labels -> another model, or an adapter for a bundle: ``edgec adapt``.
+
+From a source comes an .onnx file, the source of the next build. From a bundle with slots comes
+an adapter, trained on the float32 reference beside the bundle and judged in the bundle itself.
+Both come with the accuracy on new and on old samples, before and after.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+import edgec_runtime
+from edgec.adaptation_data import Judged, Lessons, Run
+from edgec.emit import check_model, save_reference
+from edgec.errors import OutputError, PassError, SourceError
+from edgec.export import export
+from edgec.passes import Context, Progress
+from edgec.passes.adapt import Adapt, Adapted
+from edgec.passes.adapter_slots import base_digest, trainable_form
+from edgec.passes.continual import write_memory
+from edgec.passes.execution import open_session, run_feeds, weights_size_bytes
+from edgec.passes.head import find_head
+from edgec.passes.lora import branches
+from edgec.runners import reference_beside
+from edgec.source import Data, load_source
+from edgec.targets import Target, load_target
+from edgec_runtime.adapters import Slot, slot_digest, slot_names, write_adapter
+
+Array = np.ndarray[Any, Any]
+
+_ADAPTER = ".onnx_adapter"
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What an adaptation wrote and what it is worth.
+
+    new, old: accuracy on samples of this round and of earlier ones; old is None if there are
+    none. held_out: cross-entropy before and after, in nats. base_bytes: of what was adapted.
+    """
+
+    written: pathlib.Path
+    size_bytes: int
+    base_bytes: int
+    method: str
+    step: int
+    held_out: tuple[float, float]
+    new: Judged
+    old: Judged | None
+    memory: pathlib.Path | None
+    findings: tuple[str, ...]
+
+    def facts(self) -> dict[str, Any]:
+        """JSON data, for people and scripts."""
+        facts: dict[str, Any] = {
+            "written": str(self.written),
+            "method": self.method,
+            "size_bytes": self.size_bytes,
+            "share_of_base": round(self.size_bytes / self.base_bytes, 4),
+            "best_step": self.step,
+            "held_out_cross_entropy": {
+                "before": round(self.held_out[0], 4),
+                "after": round(self.held_out[1], 4),
+            },
+            "accuracy_new": self.new.facts(),
+        }
+        if self.old is not None:
+            facts["accuracy_old"] = self.old.facts()
+        if self.memory is not None:
+            facts["memory"] = str(self.memory)
+        return facts | ({"findings": list(self.findings)} if self.findings else {})
+
+
+def adapt(
+    base: Any,
+    data: Data,
+    output: str | pathlib.Path,
+    *,
+    evaluation: Data | None = None,
+    old_evaluation: Data | None = None,
+    target: str | pathlib.Path | Target | None = None,
+    seed: int = 0,
+    progress: Progress = lambda what, done, total: None,
+    **settings: Any,
+) -> Adaptation:
+    """Teach a model the labels of data, and write it.
+
+    base: what ``load_source`` understands, then output is an .onnx file; or a bundle with
+    slots, then output is an adapter. data: labelled samples, a quarter of which is held out.
+    evaluation, old_evaluation: labelled samples to judge by, of this task and of earlier ones.
+    target: whose opset the model gets; "x86-64" by default, or the bundle's own.
+    settings: fields of ``edgec.passes.adapt.Adapt``.
+
+    Raises EdgecError, and writes nothing, if it cannot be done.
+    """
+    path = pathlib.Path(output)
+    if isinstance(base, (str, pathlib.Path)) and str(base).endswith(".edgec"):
+        if target is not None:
+            raise PassError(f"{base}: a bundle has a target of its own; leave --target out")
+        return _adapter(
+            pathlib.Path(base), path, settings, data, evaluation, old_evaluation, seed, progress
+        )
+    chosen = Adapt(**settings)
+    _check_output(path, ".onnx", "an adapted model")
+    device = target if isinstance(target, Target) else load_target(target or "x86-64")
+    source = load_source(base)
+    exported = export(source, device).model
+    plain = Context(target=device, reference=exported, seed=seed, progress=progress)
+    form = trainable_form(plain)
+    samples = Lessons.open(data, evaluation, old_evaluation, form, chosen, seed)
+    context = samples.context(replace(plain, reference=form.clone()))
+    adapted = chosen.train(form, context)
+    for branch in adapted.branches:
+        branch.merge(form, *adapted.matrices[branch.layer])
+    check_model(form)
+    before, after = _in_memory(context.reference), _in_memory(form)
+    new, old = samples.judged(before, after)
+    with _folder(path) as folder:
+        save_reference(form, folder / path.name)
+        memory = _remember(adapted, chosen, folder, path)
+        size_bytes = weights_size_bytes(form)
+    base_bytes = weights_size_bytes(exported)
+    return _told(path, size_bytes, base_bytes, chosen, adapted, new, old, memory)
+
+
+def _adapter(
+    bundle: pathlib.Path,
+    path: pathlib.Path,
+    settings: Mapping[str, Any],
+    data: Data,
+    evaluation: Data | None,
+    old_evaluation: Data | None,
+    seed: int,
+    progress: Progress,
+) -> Adaptation:
+    """Train an adapter for a bundle on the reference beside it."""
+    _check_output(path, _ADAPTER, "an adapter")
+    if settings.get("method", "lora") != "lora" or settings.get("classes"):
+        raise PassError(
+            f"{bundle}: a bundle takes adapters of method 'lora' with its own classes; give the "
+            "bundle's source instead, and build what comes out"
+        )
+    model = edgec_runtime.load(bundle, any_target=True)
+    if not model.slots:
+        raise PassError(
+            f"{bundle}: it has no slots for adapters; build it with the pass 'adapter-slots' at "
+            "the end of the recipe"
+        )
+    reference_file = reference_beside(bundle)
+    if reference_file is None:
+        raise SourceError(
+            f"{bundle}: an adapter is trained on {bundle.stem}.reference.onnx beside it, which is "
+            "missing; build with --reference"
+        )
+    device = load_target(model.manifest.target.name)
+    reference = export(load_source(reference_file), device).model
+    plain = Context(target=device, reference=reference, seed=seed, progress=progress)
+    digest, wanted = base_digest(reference), slot_digest(model.slots[0].name)
+    if digest != wanted:
+        raise SourceError(
+            f"{reference_file}: it is not the reference that {bundle.name} was built from "
+            f"({digest}, expected {wanted}); build the bundle again"
+        )
+    form = trainable_form(plain)
+    chosen = _for_slots(Adapt(**{"method": "lora", **settings}), settings, form, model.slots)
+    samples = Lessons.open(data, evaluation, old_evaluation, form, chosen, seed)
+    adapted = chosen.train(form, samples.context(replace(plain, reference=form.clone())))
+    matrices: dict[str, Array] = {}
+    for branch in adapted.branches:
+        pair = adapted.matrices[branch.layer]
+        matrices |= zip(slot_names(digest, branch.result), pair, strict=True)
+    with _folder(path) as folder:
+        write_adapter(folder / path.name, matrices)
+        plain_model = edgec_runtime.load(bundle, any_target=True)
+        model.use_adapter(folder / path.name)
+        output = adapted.head.output
+        new, old = samples.judged(
+            lambda feeds: plain_model(**feeds)[output], lambda feeds: model(**feeds)[output]
+        )
+        model.use_adapter(None)
+        memory = _remember(adapted, chosen, folder, path)
+        size_bytes = (folder / path.name).stat().st_size
+    base_bytes = bundle.stat().st_size
+    return _told(path, size_bytes, base_bytes, chosen, adapted, new, old, memory)
+
+
+def _for_slots(
+    chosen: Adapt, given: Mapping[str, Any], form: ir.Model, slots: Sequence[Slot]
+) -> Adapt:
+    """The settings with the rank and the layers of a bundle's slots."""
+    shapes = {slot.name: slot.shape for slot in slots}
+    digest = slot_digest(slots[0].name)
+    rank = next(s[1] if len(s) == 2 else s[0] for n, s in shapes.items() if n.endswith(".down"))
+    if given.get("rank", rank) != rank:
+        raise PassError(
+            f"adapt: rank is {given['rank']}, the slots of the bundle have {rank}; leave it out, "
+            "or build the bundle with adapter-slots.rank"
+        )
+    found, _ = branches(form, rank)
+    present = {b.layer: b for b in found if shapes.get(slot_names(digest, b.result)[0]) == b.down}
+    layers = chosen.layers or tuple(present)
+    for layer in layers:
+        if layer not in present:
+            raise PassError(
+                f"adapt: the bundle has no slot beside layer '{layer}'; it has {', '.join(present)}"
+            )
+    return replace(chosen, rank=rank, layers=layers)
+
+
+def _in_memory(model: ir.Model) -> Run:
+    session = open_session(model, outputs=[find_head(model).output])
+    return lambda feeds: np.asarray(run_feeds(session, feeds)[0])
+
+
+def _remember(
+    adapted: Adapted, chosen: Adapt, folder: pathlib.Path, path: pathlib.Path
+) -> pathlib.Path | None:
+    """Write the memory for the next round; where it will be."""
+    if not chosen.remember:
+        return None
+    name = f"{path.stem}.memory.npz"
+    write_memory(folder / name, adapted.memory)
+    return path.with_name(name)
+
+
+def _told(
+    path: pathlib.Path,
+    size_bytes: int,
+    base_bytes: int,
+    chosen: Adapt,
+    adapted: Adapted,
+    new: Judged,
+    old: Judged | None,
+    memory: pathlib.Path | None,
+) -> Adaptation:
+    findings = [f"layer '{s.node}' has no branch: {s.reason}" for s in adapted.skipped]
+    if not adapted.outcome.step:
+        findings.append("training did not lower the held-out cross-entropy; nothing was learned")
+    return Adaptation(
+        written=path,
+        size_bytes=size_bytes,
+        base_bytes=base_bytes,
+        method=chosen.method,
+        step=adapted.outcome.step,
+        held_out=(adapted.outcome.before, adapted.outcome.after),
+        new=new,
+        old=old,
+        memory=memory,
+        findings=tuple(findings),
+    )
+
+
+def _check_output(path: pathlib.Path, suffix: str, what: str) -> None:
+    if path.suffix != suffix:
+        raise OutputError(f"{path}: {what} is written as {suffix}; choose a name ending so")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: there is no folder {path.parent}; make it first")
+
+
+@contextlib.contextmanager
+def _folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder whose files are moved beside ``path`` if the block succeeds."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=".edgec-", dir=path.parent) as hidden:
+            yield pathlib.Path(hidden)
+            for file in sorted(pathlib.Path(hidden).iterdir()):
+                os.replace(file, path.with_name(file.name))
+    except OSError as error:
+        raise OutputError(
+            f"{path.parent}: cannot write there: {error.strerror or error}; choose another -o"
+        ) from error

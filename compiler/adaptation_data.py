@@ -1,0 +1,135 @@
+"""The data of one adaptation: to learn from, to stop by, and to judge by, kept apart."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgec.data import LABEL, Dataset, labels_of, open_data
+from edgec.errors import DataError
+from edgec.inputs import VALIDATION_SHARE
+from edgec.passes import Context
+from edgec.passes.adapt import Adapt
+from edgec.passes.continual import read_memory, split_memory
+from edgec.passes.head import find_head
+from edgec.shapes import input_specs
+from edgec.source import Data
+
+Array = np.ndarray[Any, Any]
+Labelled = tuple[Mapping[str, Array], Mapping[str, Array]]  # feeds and labels of a sample
+Run = Callable[[Mapping[str, Array]], Array]  # feeds -> class scores
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Accuracy on one set of samples, 0..1. on: which samples; samples: how many."""
+
+    on: str
+    samples: int
+    before: float
+    after: float
+
+    def facts(self) -> dict[str, Any]:
+        """JSON data."""
+        return {
+            "judged_on": self.on,
+            "samples": self.samples,
+            "before": round(self.before, 4),
+            "after": round(self.after, 4),
+        }
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """The data of one adaptation: to learn from, to stop by, to judge by."""
+
+    learned: Dataset
+    held_out: Dataset
+    new: Sequence[Labelled]
+    old: Sequence[Labelled]
+    new_on: str
+    old_on: str
+    output: str
+
+    @staticmethod
+    def open(
+        data: Data,
+        evaluation: Data | None,
+        old_evaluation: Data | None,
+        form: ir.Model,
+        chosen: Adapt,
+        seed: int,
+    ) -> Lessons:
+        """Open and check all of it. Raises DataError."""
+        specs = input_specs(form)
+        given = open_data(data, specs, "adaptation")
+        judged = None if evaluation is None else open_data(evaluation, specs, "evaluation")
+        before = None
+        if old_evaluation is not None:
+            before = open_data(old_evaluation, specs, "old evaluation")
+        for one in (judged, before):
+            given = given if one is None else given.without(one.kept_digests())
+        if not len(given):
+            raise DataError(
+                "adaptation and evaluation hold the same samples; give different data, or leave "
+                "--evaluation out: a part of the data is then held out"
+            )
+        learned, held_out = given.split(VALIDATION_SHARE, seed)
+        new, new_on = (held_out, "held-out samples") if judged is None else (judged, "evaluation")
+        old: list[Labelled] = []
+        old_on = ""
+        if before is not None:
+            old, old_on = _pairs(before), "old evaluation"
+        elif chosen.memory:
+            _, kept = split_memory(read_memory(pathlib.Path(chosen.memory), form))
+            old, old_on = [(s.feeds, s.labels) for s in kept], "held-out samples of the memory"
+        if not len(new):
+            new, new_on = learned, "the samples learned from: too few to hold some out"
+        return Lessons(learned, held_out, _pairs(new), old, new_on, old_on, find_head(form).output)
+
+    def context(self, plain: Context) -> Context:
+        """The context of the pass."""
+        return replace(
+            plain,
+            calibration=self.learned,
+            calibration_labels=labels_of(self.learned),
+            validation=self.held_out,
+            validation_labels=labels_of(self.held_out),
+        )
+
+    def judged(self, before: Run, after: Run) -> tuple[Judged, Judged | None]:
+        """Accuracy on new and old samples."""
+        new, old = (
+            Judged(on, len(side), _accuracy(before, side), _accuracy(after, side)) if side else None
+            for on, side in ((self.new_on, self.new), (self.old_on, self.old))
+        )
+        assert new is not None  # there is at least one sample
+        return new, old
+
+
+def _pairs(data: Dataset) -> list[Labelled]:
+    return [(sample.feeds, sample.labels) for sample in data.samples()]
+
+
+def _accuracy(run: Run, samples: Iterable[Labelled]) -> float:
+    """Share of rows whose largest score is the label's."""
+    right = total = 0
+    for feeds, labels in samples:
+        truth = labels.get(LABEL, next(iter(labels.values()), None))
+        if truth is None:
+            raise DataError("evaluation data has no labels; add an array named 'label'")
+        scores = run(feeds)
+        found = scores.reshape(-1, scores.shape[-1]).argmax(-1)
+        truth = np.asarray(truth).reshape(-1)
+        if len(truth) != len(found):
+            raise DataError(
+                f"evaluation data has {len(truth)} labels for {len(found)} rows of class scores"
+            )
+        right += int((found == truth).sum())
+        total += len(found)
+    return right / total

@@ -1,0 +1,172 @@
+"""``edgec adapt``: a model or an adapter from labels, judged on what is new and what is old."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import graphs
+import numpy as np
+import onnx_ir as ir
+import pytest
+from click.testing import CliRunner
+from labelled_samples import separable
+
+import edgec
+import edgec_runtime
+from edgec.adaptation import adapt
+from edgec.cli import main
+from edgec.errors import DataError, OutputError, PassError, SourceError
+
+
+def save(path: pathlib.Path, count: int, seed: int, classes: int = 4) -> pathlib.Path:
+    feeds, labels = separable(count, classes, seed)
+    np.savez(
+        path,
+        x=np.stack([f["x"] for f in feeds]),
+        label=np.stack([label["label"] for label in labels]),
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: Any) -> pathlib.Path:
+    """cnn.onnx, data.npz, test.npz, and bundles of it with and without slots."""
+    folder: pathlib.Path = tmp_path_factory.mktemp("adapt")
+    model, _ = graphs.cnn()
+    ir.save(model, folder / "cnn.onnx")
+    save(folder / "data.npz", 64, 0)
+    save(folder / "test.npz", 40, 1)
+    for name, recipe in (
+        ("slots", ["cleanup", "fuse", "quantize-static", "lower", "adapter-slots"]),
+        ("plain", ["cleanup", "fuse", "lower"]),
+    ):
+        edgec.build(
+            folder / "cnn.onnx",
+            target="x86-64",
+            output=folder / f"{name}.edgec",
+            calibration=folder / "data.npz",
+            recipe=recipe,
+            settings=["adapter-slots.rank=2"] if name == "slots" else (),
+            verify=False,
+        )
+    return folder
+
+
+def teach(work: pathlib.Path, base: str, output: pathlib.Path, **rest: Any) -> Any:
+    settings = {"steps": 60, "rate": 0.01, "evaluation": work / "test.npz"} | rest
+    return adapt(work / base, settings.pop("data", work / "data.npz"), output, **settings)
+
+
+def test_a_source_becomes_an_onnx_file_that_a_build_takes(work, tmp_path):
+    made = teach(work, "cnn.onnx", tmp_path / "new.onnx", classes=4, remember=3)
+    assert made.new.before < 0.6 and made.new.after > 0.95 and made.new.samples == 40
+    assert made.written == tmp_path / "new.onnx" and made.memory == tmp_path / "new.memory.npz"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["new.memory.npz", "new.onnx"]
+    with np.load(made.memory) as memory:
+        assert memory["label"].reshape(-1).tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+    report = edgec.build(
+        made.written,
+        target="x86-64",
+        output=tmp_path / "out",
+        evaluation=work / "test.npz",
+        metric="top1",
+        recipe=["cleanup", "fuse", "lower"],
+        verify=False,
+    )
+    assert report.metric is not None and report.metric.bundle == made.new.after
+
+
+def test_a_second_round_is_judged_on_the_memory_or_on_old_data(work, tmp_path):
+    teach(work, "cnn.onnx", tmp_path / "one.onnx", remember=4)
+    one = {"memory": str(tmp_path / "one.memory.npz"), "steps": 3}
+    made = adapt(tmp_path / "one.onnx", work / "data.npz", tmp_path / "two.onnx", **one)
+    assert made.old.on == "held-out samples of the memory" and made.old.samples == 4
+    assert made.new.on == "held-out samples" and made.new.samples == 16
+    made = teach(work, "cnn.onnx", tmp_path / "x.onnx", old_evaluation=work / "test.npz", steps=2,
+                 evaluation=None)  # fmt: skip
+    assert made.old.on == "old evaluation" and made.old.samples == 40
+
+
+def test_an_adapter_is_trained_for_a_bundle_and_judged_in_it(work, tmp_path):
+    made = teach(work, "slots.edgec", tmp_path / "a.onnx_adapter", steps=120)
+    assert made.new.after > 0.9 > made.new.before
+    model = edgec_runtime.load(work / "slots.edgec")
+    feeds, labels = separable(40, 4, 1)
+
+    def accuracy() -> float:
+        found = [model(**f)["y"].argmax() for f in feeds]
+        return float(np.mean([a == b["label"][0] for a, b in zip(found, labels, strict=True)]))
+
+    assert accuracy() == made.new.before
+    model.use_adapter(made.written)
+    assert accuracy() == made.new.after
+    assert model.self_test().passed
+    again = teach(work, "slots.edgec", tmp_path / "b.onnx_adapter", steps=120)
+    assert again.written.read_bytes() == made.written.read_bytes()
+
+
+def test_the_bundle_with_slots_agrees_with_its_reference(work):
+    report = json.loads((work / "slots.report.json").read_text())
+    assert "adapter-slots" in json.dumps(report)
+    model = edgec_runtime.load(work / "slots.edgec")
+    assert len(model.slots) == 4 and [v.name for v in model.inputs] == ["x"]
+
+
+def test_the_command_prints_json_and_says_what_it_cannot_do(work, tmp_path):
+    arguments = ["adapt", str(work / "cnn.onnx"), "--data", str(work / "data.npz"), "--json"]
+    done = CliRunner().invoke(main, [*arguments, "-o", str(tmp_path / "n.onnx"), "--steps", "3"])
+    assert done.exit_code == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["method"] == "full" and set(facts["accuracy_new"]) == {
+        "judged_on", "samples", "before", "after"
+    }  # fmt: skip
+    refused = CliRunner().invoke(main, [*arguments, "-o", str(tmp_path / "n.bin")])
+    assert refused.exit_code == 1 and "written as .onnx" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("base", "output", "settings", "error", "reason"),
+    [
+        ("plain.edgec", "a.onnx_adapter", {}, PassError, "no slots.*'adapter-slots'"),
+        ("slots.edgec", "a.onnx_adapter", {"method": "full"}, PassError, "of method 'lora'"),
+        ("slots.edgec", "a.onnx_adapter", {"classes": 3}, PassError, "its own classes"),
+        ("slots.edgec", "a.onnx_adapter", {"rank": 3}, PassError, "rank is 3, the slots .* have 2"),
+        ("slots.edgec", "a.onnx_adapter", {"layers": ("depthwise",)}, PassError, "no slot beside"),
+        ("slots.edgec", "a.onnx_adapter", {"target": "arm64"}, PassError, "a target of its own"),
+        ("slots.edgec", "a.onnx", {}, OutputError, "an adapter is written as .onnx_adapter"),
+        ("cnn.onnx", "no/a.onnx", {}, OutputError, "no folder"),
+        ("cnn.onnx", "a.onnx", {"data": "test.npz"}, DataError, "the same samples"),
+    ],
+)
+def test_refusals_leave_nothing(work, tmp_path, base, output, settings, error, reason):
+    if "data" in settings:
+        settings = {"data": work / settings["data"]}
+    with pytest.raises(error, match=reason):
+        teach(work, base, tmp_path / output, **settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_refuses_a_reference_that_is_missing_or_another_one(work, tmp_path):
+    bundle = tmp_path / "slots.edgec"
+    bundle.write_bytes((work / "slots.edgec").read_bytes())
+    with pytest.raises(SourceError, match="trained on slots.reference.onnx beside it"):
+        adapt(bundle, work / "data.npz", tmp_path / "a.onnx_adapter")
+    other, _ = graphs.cnn()
+    value = other.graph.initializers["b"]
+    value.const_value = ir.tensor(value.const_value.numpy() + 1, name="b")
+    ir.save(other, tmp_path / "slots.reference.onnx")
+    with pytest.raises(SourceError, match="not the reference that slots.edgec was built from"):
+        adapt(bundle, work / "data.npz", tmp_path / "a.onnx_adapter")
+
+
+def test_refuses_an_evaluation_without_labels(work, tmp_path):
+    feeds, _ = separable(4, 4, 3)
+    np.savez(tmp_path / "bare.npz", x=np.stack([f["x"] for f in feeds]))
+    with pytest.raises(DataError, match="no labels; add an array named 'label'"):
+        teach(work, "cnn.onnx", tmp_path / "a.onnx", evaluation=tmp_path / "bare.npz", steps=1)
+    np.savez(tmp_path / "odd.npz", x=np.stack([f["x"] for f in feeds]), label=np.zeros((4, 2)))
+    with pytest.raises(DataError, match="2 labels for 1 rows"):
+        teach(work, "cnn.onnx", tmp_path / "a.onnx", evaluation=tmp_path / "odd.npz", steps=1)
+    assert not (tmp_path / "a.onnx").exists()
