@@ -72,6 +72,15 @@ def test_the_worst_slice_comes_first_and_small_ones_are_listed_last() -> None:
     assert found.worst is found.rows[0] and found.metric == "agreement"
 
 
+def test_the_least_number_of_samples_is_enough() -> None:
+    found = sliced({"big": 90, "enough": 30, "few": 29}, {"enough": 3, "few": 20})
+    assert [(row.value, row.judged) for row in found.rows] == [
+        ("enough", True),
+        ("big", True),
+        ("few", False),
+    ]
+
+
 def test_small_slices_are_judged_together_once_they_are_enough() -> None:
     found = sliced({"big": 100, "x": 20, "y": 10}, {"x": 5, "y": 1})
     pool, big, *small = found.rows
