@@ -16,10 +16,9 @@ import pathlib
 import sys
 import tempfile
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
-from edgec.devices.job import Job, Outcome
+from edgec.devices.job import Device, Job, Outcome
 from edgec.devices.local import clean_environment, execute
 from edgec.errors import DeviceError
 from edgec.targets import Profile
@@ -30,7 +29,7 @@ _OPERATORS = "coreml_supported_mlprogram_ops.md"  # of onnxruntime.tools.mobile_
 _FALLBACK = "CPUExecutionProvider"
 
 
-class Converter:
+class Converter(Device):
     """Checks bundles for a device without running them."""
 
     def __init__(self, profile: Profile, site: pathlib.Path) -> None:
@@ -80,18 +79,6 @@ class Converter:
         if "error" in table:
             return f"not converted by coremltools {table['version']}: {table['error']}"
         return f"coremltools {table['version']} converts it to {table['operations']} operations"
-
-    def __enter__(self) -> Converter:
-        """The device."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Nothing is held."""
 
 
 def open_converter(profile: Profile, folder: pathlib.Path) -> Converter:

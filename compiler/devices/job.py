@@ -6,10 +6,11 @@ import json
 import pathlib
 import shutil
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Self
 
 import numpy as np
 
@@ -65,21 +66,21 @@ class Outcome:
     checked: str = ""
 
 
-class Device(Protocol):
+class Device(ABC):
     """A device that is ready to run jobs; leaving it as a context gives back what it holds."""
 
-    @property
-    def profile(self) -> Profile:
-        """What the device is."""
-        ...
+    profile: Profile  # what the device is
 
+    @abstractmethod
     def run(self, job: Job) -> Outcome:
         """Run a job. Raises DeviceError if the device fails, EdgecError if the model does."""
-        ...
 
-    def __enter__(self) -> Device:
+    def close(self) -> None:  # noqa: B027 - most devices hold nothing between jobs
+        """Close connections, end processes and remove temporary files."""
+
+    def __enter__(self) -> Self:
         """The device."""
-        ...
+        return self
 
     def __exit__(
         self,
@@ -87,8 +88,8 @@ class Device(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close connections, end processes and remove temporary files."""
-        ...
+        """Give back what the device holds."""
+        self.close()
 
 
 def write_job(job: Job, folder: pathlib.Path) -> None:

@@ -11,10 +11,18 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from types import TracebackType
 
 from edgec.devices.counter import Counter, counts_between_marks
-from edgec.devices.job import GUEST, RUNTIME, Job, Outcome, read_outcome, write_guest, write_job
+from edgec.devices.job import (
+    GUEST,
+    RUNTIME,
+    Device,
+    Job,
+    Outcome,
+    read_outcome,
+    write_guest,
+    write_job,
+)
 from edgec.errors import DeviceError
 from edgec.machine import this_machine
 from edgec.targets import Profile
@@ -24,7 +32,7 @@ _DROPPED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "LD_PRELOAD", "PYTHONHOME",
 _TIMEOUT_S = 3600.0
 
 
-class LocalPython:
+class LocalPython(Device):
     """Runs ``command guest.py FOLDER`` for every job, in a folder that is removed afterwards.
 
     command: the Python interpreter with what goes before it. path: folders for PYTHONPATH.
@@ -69,16 +77,7 @@ class LocalPython:
             return replace(outcome, uncounted=self._counter.reason)
         return replace(outcome, counts=counts_between_marks(log))
 
-    def __enter__(self) -> LocalPython:
-        """The device."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         """Remove what was made for the device."""
         self._held.close()
 

@@ -19,11 +19,10 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 from typing import IO, Any
 
 from edgec.devices import agent, guest, probe
-from edgec.devices.job import GUEST, Job, Outcome, read_outcome, write_guest, write_job
+from edgec.devices.job import GUEST, Device, Job, Outcome, read_outcome, write_guest, write_job
 from edgec.errors import DeviceError, DeviceMissingError
 from edgec.targets import Profile
 
@@ -40,7 +39,7 @@ _NOT_FOUND = (126, 127)  # exit codes of a shell that cannot start a program
 Explain = Callable[[str], str]
 
 
-class RemotePython:
+class RemotePython(Device):
     """Runs jobs by the Python on the other side of a command.
 
     command: starts Python there with BOOTSTRAP. explain: what that which the command printed
@@ -69,16 +68,7 @@ class RemotePython:
             log = self._connection.ask(folder, GUEST, (guest.OUTCOME, guest.OUTPUTS), _RUN_S)
             return read_outcome(job, folder, self.profile, log)
 
-    def __enter__(self) -> RemotePython:
-        """The device."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         """Hang up; the other side removes its folder."""
         self._connection.close()
 

@@ -12,9 +12,8 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Mapping
-from types import TracebackType
 
-from edgec.devices.job import Job, Outcome, read_outcome, write_job
+from edgec.devices.job import Device, Job, Outcome, read_outcome, write_job
 from edgec.devices.local import clean_environment, execute
 from edgec.errors import DeviceMissingError
 from edgec.targets import Profile
@@ -32,7 +31,7 @@ _SWIFTSHADER = (  # Chromium's software GPU; it has no other here
 )
 
 
-class WebDevice:
+class WebDevice(Device):
     """Runs ``node PROGRAM FOLDER MODULES OPTIONS`` for every job.
 
     program: node.mjs, or chromium.mjs with the browser in options.
@@ -59,18 +58,6 @@ class WebDevice:
             command.append(json.dumps(options))
             log = execute(command, clean_environment(), self.profile.name)
             return read_outcome(job, folder, self.profile, log)
-
-    def __enter__(self) -> WebDevice:
-        """The device."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Nothing is held between jobs."""
 
 
 def open_node(profile: Profile, folder: pathlib.Path) -> WebDevice:

@@ -19,9 +19,8 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from types import TracebackType
 
-from edgec.devices.job import Job, Outcome, read_outcome, write_job
+from edgec.devices.job import Device, Job, Outcome, read_outcome, write_job
 from edgec.devices.local import clean_environment, execute
 from edgec.errors import DeviceError
 from edgec.machine import this_machine
@@ -39,7 +38,7 @@ _PROGRAM, _PREFIX = "run_bundle.exe", "prefix"
 _BUILTIN = ("/usr/lib/*/wine", "/usr/lib/wine", "/opt/wine-*/lib/wine", "/opt/wine-*/lib64/wine")
 
 
-class Wine:
+class Wine(Device):
     """Runs every job in a folder that is removed afterwards. built: program and prefix."""
 
     def __init__(self, profile: Profile, built: pathlib.Path, library: pathlib.Path) -> None:
@@ -58,18 +57,6 @@ class Wine:
             command = ["env", "-C", name, "wine", str(self._program), "."]
             log = execute(command, self._environment, self.profile.name)
             return read_outcome(job, folder, self.profile, log)
-
-    def __enter__(self) -> Wine:
-        """The device."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Nothing is held; wine's own server ends some seconds after the last program."""
 
 
 def open_wine(profile: Profile, folder: pathlib.Path) -> Wine:
