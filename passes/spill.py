@@ -144,7 +144,7 @@ class Chain:
         self._clear()
 
     def _part(self, inputs: list[str], outputs: list[str]) -> ir.Model:
-        """The nodes between values as a model of their own, with their weights alone."""
+        """The nodes between values as a model of their own, with their weights alone in memory."""
         graph = ir.convenience.extract(self._model.graph, inputs, outputs)
         for value in graph.inputs:
             name = str(value.name)
@@ -155,7 +155,8 @@ class Chain:
             dtype = ir.DataType.from_numpy(self._spill.get(name, 0).dtype)
             value.type, value.shape = ir.TensorType(dtype), ir.Shape(dims)
         functions = tuple(self._model.functions.values())
-        return ir.Model(graph, ir_version=self._model.ir_version, functions=functions)
+        part = ir.Model(graph, ir_version=self._model.ir_version, functions=functions)
+        return ir.external_data.load_to_model(part)
 
     def _clear(self) -> None:
         for name in self._spill:

@@ -61,6 +61,25 @@ def test_the_rate_climbs_linearly_and_falls_by_a_cosine():
     assert [rate_share(0, 1, w) for w in (0.0, 0.3)] == [1.0, 1.0]
 
 
+def test_a_step_has_the_rate_of_the_schedule(quantized):
+    model, context = quantized
+    moved = []
+    for warmup in (0.0, 0.9):
+        settings = Recover(steps=10, rate=0.0, bias_rate=0.01, warmup=warmup)
+        twin = to_torch(model)
+        start = {n: p.detach().clone() for n, p in twin.named_parameters()}
+
+        def stop(what: str, done: int, total: int, twin=twin, start=start) -> None:
+            ways = [(p.detach() - start[n]).abs().max() for n, p in twin.named_parameters()]
+            moved.append(float(max(ways)))
+            raise Killed
+
+        with pytest.raises(Killed):
+            Lesson(twin, Task.of(model, context, settings), announce=stop).train()
+    # Adam's first step is as large as the rate, whatever the gradient
+    assert moved[1] == pytest.approx(0.1 * moved[0], rel=1e-3)
+
+
 def test_a_training_that_no_longer_gains_ends_early(quantized):
     model, context = quantized
     harmful = Recover(steps=60, rate=500.0, bias_rate=50.0, judgements=20, patience=3)
@@ -95,7 +114,7 @@ def test_segments_that_are_computed_again_give_the_same_bytes(quantized):
 
 
 DEEP = """
-import resource
+import pathlib, re
 import graphs, torch
 from edgec.passes.torch_graph import to_torch
 
@@ -106,7 +125,7 @@ twin = to_torch(graphs.graph(text, {"w": graphs.weight(500_000)}))
 x = torch.randn(2, 500_000)
 for segments in (8, 1):
     twin({"x": x}, segments=segments)["h60"].mean().backward()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    print(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
 """
 
 
