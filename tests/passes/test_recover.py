@@ -98,6 +98,19 @@ def test_biases_alone_are_trained_where_the_rate_of_weights_is_zero(quantized):
             assert after[name].const_value.tobytes() == before[name].const_value.tobytes()
 
 
+def test_scales_are_learned_where_they_have_a_rate(quantized):
+    reference, model, context = quantized
+    chosen = Recover(steps=30, rate=0.05, scale_rate=0.002)
+    result = chosen.run(model.clone(), context)
+    before, after = model.graph.initializers, result.model.graph.initializers
+    names = [name for name in before if name.endswith("_scale")]
+    moved = [n for n in names if after[n].const_value.tobytes() != before[n].const_value.tobytes()]
+    assert moved
+    assert divergence(reference, result.model) < 0.8 * divergence(reference, model)
+    locked = dataclasses.replace(context, lock=result.decisions, calibration=None)
+    assert graph_bytes(chosen.run(model.clone(), locked).model) == graph_bytes(result.model)
+
+
 def test_samples_are_stacked_only_where_the_graph_keeps_them_apart(quantized):
     _, model, _ = quantized
     pair = [Example(feeds) for feeds in samples(2, 0)]
@@ -125,7 +138,7 @@ def test_missing_data_and_wrong_parameters_are_refused():
         Recover().run(model, graphs.context(model))
     with pytest.raises(PassError, match="steps is 0"):
         Recover(steps=0)
-    with pytest.raises(PassError, match="not both be 0"):
+    with pytest.raises(PassError, match="nothing to train: rate, bias_rate, scale_rate are all 0"):
         Recover(rate=0, bias_rate=0)
     with pytest.raises(PassError, match="features is -1, expected 0 or more"):
         Recover(features=-1)

@@ -1,6 +1,7 @@
 """Recover with a teacher of its own, with labels, and after pruning."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import graphs
 import numpy as np
@@ -110,6 +111,14 @@ def test_pruned_weights_stay_zero(quantize):
     assert result.changed
     assert zeros(result.model)[was_pruned].all()
     assert f"{was_pruned.sum()} pruned weights stayed zero" in result.findings
+
+
+def test_pruned_weights_are_refused_where_several_processes_train():
+    model = two_layers(32, 0)
+    context = graphs.context(model, calibration=rows(4, 0), workers=SimpleNamespace(size=2))
+    pruned = PruneMagnitude(min_weights=10).run(model, context).model
+    with pytest.raises(PassError, match="352 weights are pruned, and several processes"):
+        Recover(rate=1.0).run(pruned, context)
 
 
 def test_a_build_takes_teacher_and_labels(tmp_path):
