@@ -33,7 +33,7 @@ class Learner:
 
         self._student, self._teacher = student, teacher
         self._workers, self._sharded = workers, settings.sharded and workers.size > 1
-        rates = _peak_rates(student.twin, settings)
+        rates = peak_rates(student.twin, settings)
         own = list(student.projections)
         self._net = workers.wrapped(student, own=own, sharded=settings.sharded)
         self._learned = {name: student.twin.initializer(name) for name in rates}
@@ -136,7 +136,7 @@ class Learner:
         return moment
 
 
-def _peak_rates(twin: TorchGraph, settings: Recover) -> dict[str, float]:
+def peak_rates(twin: TorchGraph, settings: Recover) -> dict[str, float]:
     """Name of each parameter that is trained -> its rate in units of what one step of it means.
 
     The others are told that they need no gradient.

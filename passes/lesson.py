@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import pathlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ import onnx_ir as ir
 from edgec.passes.contract import Context, PassError
 from edgec.passes.contract import Progress as Announce
 from edgec.passes.curriculum import judged, lessons
-from edgec.passes.learner import Learner
+from edgec.passes.learner import Learner, peak_rates
 from edgec.passes.losses import Losses
 from edgec.passes.stacks import Teacher, in_stacks, keeps_apart, rows
 from edgec.passes.training_settings import rate_share
@@ -45,7 +46,8 @@ NOTHING = 1e-8  # distance of two float32 implementations of the same graph
 class Outcome:
     """The best state's step and held-out distance; before: the untrained one's.
 
-    steps: that were done. losses: of each. findings: for the report.
+    Both are infinite where there was nothing to train. steps: that were done. losses: of each.
+    findings: for the report.
     """
 
     step: int
@@ -66,6 +68,9 @@ def train(twin: TorchGraph, model: ir.Model, context: Context, settings: Recover
 
     The context has calibration data; its workers, if it has any, take their share.
     """
+    if not peak_rates(twin, settings):
+        finding = "nothing was trained: of what the rates are for, this model has nothing"
+        return Outcome(0, math.inf, math.inf, findings=(finding,))
     task = Task.of(model, context, settings)
     workers = context.workers or ALONE
     lesson = Lesson(twin, task, workers, context.work, context.progress)

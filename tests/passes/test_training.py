@@ -80,6 +80,16 @@ def test_a_step_has_the_rate_of_the_schedule(quantized):
     assert moved[1] == pytest.approx(0.1 * moved[0], rel=1e-3)
 
 
+def test_a_model_without_what_the_rates_are_for_is_left_alone():
+    model = graphs.graph(
+        "net (float[n, 4] x) => (float[n, 3] y) { y = MatMul (x, w) }", {"w": graphs.weight(4, 3)}
+    )
+    context = graphs.context(model, calibration=[{"x": graphs.feed(2, 4)}])
+    result = Recover(rate=0.0).run(model.clone(), context)
+    assert result.changed == 0
+    assert "of what the rates are for, this model has nothing" in result.findings[1]
+
+
 def test_a_training_that_no_longer_gains_ends_early(quantized):
     model, context = quantized
     harmful = Recover(steps=60, rate=500.0, bias_rate=50.0, judgements=20, patience=3)
