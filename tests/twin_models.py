@@ -107,11 +107,13 @@ def _ocr_file(name: str, lines: int) -> Made:
     return model, [{str(model.graph.inputs[0].name): page[..., :192]}]
 
 
-def _silero() -> Made:
+def _silero(name: str, chunks: int, **states: tuple[int, ...]) -> Made:
+    """One of the variants without control flow, with states of random numbers."""
     from fixtures import models
 
-    [path] = [p for p in models.silero_paths() if p.name == "silero_vad_openvino_16k.onnx"]
-    feeds = {"input": graphs.feed(1, 576) / 4, "state": np.zeros((2, 1, 128), np.float32)}
+    [path] = [p for p in models.silero_paths() if p.name == name]
+    feeds = {"input": graphs.feed(chunks, 576) / 4}
+    feeds |= {state: graphs.feed(*shape) for state, shape in states.items()}
     return _file(path), [feeds]
 
 
@@ -251,7 +253,10 @@ MODELS: Mapping[str, Callable[[], Made]] = {
     "ocr recogniser": _recogniser,
     "ocr detector": lambda: _ocr_file("ch_PP-OCRv4_det_infer.onnx", 2),
     "ocr classifier": lambda: _ocr_file("ch_ppocr_mobile_v2.0_cls_infer.onnx", 1),
-    "silero": _silero,
+    "silero": lambda: _silero("silero_vad_openvino_16k.onnx", 1, state=(2, 1, 128)),
+    "silero sequence": lambda: _silero(
+        "silero_vad_16k_sequence.onnx", 7, h=(1, 1, 128), c=(1, 1, 128)
+    ),
     "magika": _magika,
     "lstm": lambda: _recurrent("LSTM"),
     "gru": lambda: _recurrent("GRU"),

@@ -144,9 +144,11 @@ def test_nodes_that_have_no_differentiable_form_are_refused_with_advice(node, re
 def test_numbers_of_formulas_settings_and_masks_are_no_parameters():
     model = graphs.graph(
         """g (float[1, 4] x) => (float[1, 4] y) {
-            a = Clip (x, low, high)  b = Mul (a, scale)  c = Mul (b, weight)  y = Add (c, mask)
+            a = Clip (x, low, high)  b = Mul (a, scale)  c = Mul (b, weight)  d = Add (c, mask)
+            y = Resize (d, , sizes)
         }""",
         {
+            "sizes": np.array([1, 1], np.float32),
             "low": np.array(-1, np.float32),
             "high": np.array(6, np.float32),
             "scale": np.array(0.125, np.float32),
@@ -218,3 +220,39 @@ def test_a_type_that_torch_cannot_compute_is_told_with_the_node():
         }""")
     with pytest.raises(PassError, match="node 'to_unsigned' \\(Cast\\) cannot run in torch"):
         to_torch(model)({"x": torch.zeros(2)})
+
+
+RECURRENT = {
+    "LSTM": (4, "", ", , h, h"),
+    "LSTM, peepholes": (4, ', direction = "reverse"', ", , h, h, p"),
+    "LSTM, lengths": (4, "", ", n"),
+    "GRU": (3, ", linear_before_reset = 1", ", , h"),
+    "GRU, reset before": (3, "", ", , h"),
+    "RNN": (1, ', direction = "reverse"', ", n"),
+}
+
+
+@pytest.mark.parametrize("form", RECURRENT)
+def test_gates_stand_in_the_order_of_onnx(form):
+    """ONNX's node tests have the same weight in every gate; ONNX Runtime is the judge here."""
+    gates, attributes, rest = RECURRENT[form]
+    operator = form.split(",")[0]
+    model = graphs.graph(
+        f"""g (float[6, 2, 5] x) => (float[6, 1, 2, 4] y, float[1, 2, 4] last) {{
+            y, last = {operator} <hidden_size = 4 {attributes}> (x, w, r, b{rest})
+        }}""",
+        {
+            "w": graphs.weight(1, gates * 4, 5),
+            "r": graphs.weight(1, gates * 4, 4, seed=1),
+            "b": graphs.feed(1, gates * 8, seed=2),
+            "h": graphs.feed(1, 2, 4, seed=3),
+            "p": graphs.feed(1, 12, seed=4),
+            "n": np.array([6, 3], np.int32),
+        },
+    )
+    x = graphs.feed(6, 2, 5)
+    with torch.no_grad():
+        twin = to_torch(model)({"x": torch.from_numpy(x)})
+    expected = run_feeds(open_session(model), {"x": x})
+    for name, array in zip(("y", "last"), expected, strict=True):
+        np.testing.assert_allclose(twin[name].numpy(), array, rtol=1e-4, atol=1e-5)
