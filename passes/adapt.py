@@ -196,7 +196,7 @@ class Adapt:
             _take(model, work, head.names())
         memory = tuple(lore.memory) + tuple(lore.held_memory)
         if self.remember:
-            memory += tuple(choose(model, find_head(model), lore.samples, self.remember))
+            memory += tuple(choose(work, head, lore.samples, self.remember))
         return Adapted(model, outcome, head, found, matrices, memory, skipped)
 
     def _lore(self, model: ir.Model, context: Context, head: Head) -> Lore:

@@ -25,7 +25,7 @@ from edgec.passes.contract import PassError
 from edgec.passes.curriculum import Example
 from edgec.passes.execution import run_values
 from edgec.passes.head import Head
-from edgec.passes.weights import Array
+from edgec.passes.weights import Array, label
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,7 +111,7 @@ def write_memory(path: pathlib.Path, memory: Sequence[Example]) -> None:
 def choose(model: ir.Model, head: Head, samples: Sequence[Example], each: int) -> list[Example]:
     """``each`` samples of every class, whose mean is nearest to the class's, best first.
 
-    model: the adapted one; what its head reads is compared, scaled to length 1.
+    model: the adapted one, with the head's layer; what that reads is compared, scaled to length 1.
     Raises PassError if a sample has labels of several classes.
     """
     classes: dict[int, list[int]] = {}
@@ -123,7 +123,8 @@ def choose(model: ir.Model, head: Head, samples: Sequence[Example], each: int) -
                 "class: give one row a sample, or set remember to 0"
             )
         classes.setdefault(own.pop(), []).append(index)
-    source = head.layer.node.inputs[0]
+    last = label(head.layer.node)
+    source = next(node for node in model.graph if label(node) == last).inputs[0]
     assert source is not None
     name = str(source.name)
     seen = run_values(model, [name], (s.feeds for s in samples), optimized=True)

@@ -151,6 +151,19 @@ def test_a_memory_is_data_that_a_build_reads(tmp_path):
     assert [int(s.labels["label"].item()) for s in read] == [int(v["label"][0]) for v in labels]
 
 
+def test_a_memory_is_chosen_by_what_low_rank_branches_make_of_the_samples(monkeypatch):
+    model, _ = graphs.cnn()
+    seen = []
+
+    def chosen(work, head, samples, each):
+        seen.append([n.op_type for n in work.graph])
+        return choose(work, head, samples, each)
+
+    monkeypatch.setattr("edgec.passes.adapt.choose", chosen)
+    taught = Adapt(method="lora", rank=2, steps=2, remember=2).train(model, task(model, {0, 1}))
+    assert len(taught.memory) == 4 and seen[0].count("Add") == 2
+
+
 def test_later_rounds_add_to_the_memory(first_round):
     model, memory = first_round
     chosen = Adapt(steps=2, memory=str(memory), remember=3)
