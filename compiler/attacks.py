@@ -4,7 +4,8 @@ FGSM takes one step along the sign of the loss' gradient (Goodfellow et al. 2015
 arXiv:1412.6572, section 4); PGD takes many small ones from a random start and is projected
 back into the ball of radius epsilon (Madry et al. 2018, arXiv:1706.06083, section 2.1; steps
 of 2.5 epsilon / steps). The loss is the cross entropy with the true class, on the logits
-where the graph ends in a softmax, which would hide its gradient. A quantized graph is
+where the graph ends in a softmax, and on logits scaled down where they are so far apart that
+its gradient would vanish (Croce & Hein 2020, arXiv:2003.01690, section 4). A quantized graph is
 differentiated straight through its rounding, which is the known answer to gradients that
 rounding hides (Athalye et al. 2018, arXiv:1802.00420, section 4.1).
 
@@ -36,6 +37,7 @@ STEPS = 20  # of PGD
 _STEP = 2.5  # of all steps together, in radii: far enough to cross the ball from any start
 _STACK_VALUES = 1 << 17  # values of the disturbed input that go through the twin at once
 _MOST_STACKED = 64
+_SPREAD = 20.0  # of the logits of a row, at most: float32 holds the softmax of that
 _SAME = 1e-3  # of the logits' size: how far float32 sums in another order may be apart
 _BESIDE = {"Reshape", "Squeeze", "Identity", "Flatten", "DequantizeLinear", "QuantizeLinear"}
 
@@ -115,20 +117,20 @@ class Attacker:
         return torch.clamp(clean + radius * gradient.sign(), low, high)
 
     def _pgd(self, feeds: Mapping[str, Tensor], truth: Tensor, count: int, noise: Tensor) -> Tensor:
-        """The point of the largest loss of each sample on the way."""
+        """The point on the way at which each sample is furthest on the wrong side."""
         import torch
 
         clean = feeds[self._ball.input]
         low, high, radius = self._bounds(clean)
         point = torch.clamp(clean + radius * noise, low, high)
-        best, best_loss = point, torch.full((count,), -torch.inf)
+        best, worst = point, torch.full((count,), -torch.inf)
         for step in range(STEPS + 1):
-            loss, gradient = self._gradient(feeds, point, truth, count)
-            better = (loss > best_loss).reshape(-1, *[1] * (point.dim() - 1))
+            margin, gradient = self._gradient(feeds, point, truth, count)
+            better = (margin > worst).reshape(-1, *[1] * (point.dim() - 1))
             if count > 1:
                 better = better.repeat_interleave(point.shape[0] // count, dim=0)
             best = torch.where(better, point, best)
-            best_loss = torch.maximum(loss, best_loss)
+            worst = torch.maximum(margin, worst)
             if step < STEPS:
                 point = point + _STEP / STEPS * radius * gradient.sign()
                 point = torch.clamp(point, low, high)
@@ -147,19 +149,27 @@ class Attacker:
     def _gradient(
         self, feeds: Mapping[str, Tensor], point: Tensor, truth: Tensor, count: int
     ) -> tuple[Tensor, Tensor]:
-        """Loss of each sample, [count], and the gradient of their sum at ``point``."""
+        """How far each sample is on the wrong side, [count], and the loss' gradient at ``point``.
+
+        The first is the best wrong logit minus the true one, at the sample's worst row.
+        """
         import torch
 
         point = point.detach().requires_grad_(True)
         rows = self._rows({**feeds, self._ball.input: point})
-        losses = torch.nn.functional.cross_entropy(rows, truth, reduction="none")
-        if not losses.requires_grad:
+        if not rows.requires_grad:
             raise DataError(
                 f"no gradient reaches input '{self._ball.input}': the graph turns it into integers "
                 "first, so there is no attack to judge robustness by"
             )
-        (gradient,) = torch.autograd.grad(losses.sum(), point)
-        return losses.detach().reshape(count, -1).sum(1), gradient
+        logits = rows.detach()
+        spread = logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True)
+        scaled = rows / (spread / _SPREAD).clamp_min(1.0)
+        loss = torch.nn.functional.cross_entropy(scaled, truth, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, point)
+        true = logits.gather(1, truth[:, None])
+        wrong = logits.scatter(1, truth[:, None], -torch.inf).amax(1, keepdim=True)
+        return (wrong - true).reshape(count, -1).amax(1), gradient
 
     def _rows(self, feeds: Mapping[str, Tensor]) -> Tensor:
         scores = self._twin(feeds, keep=(self._scores,))[self._scores]

@@ -78,6 +78,24 @@ def test_pgd_finds_what_fgsm_misses() -> None:
     assert found["pgd"] > found["fgsm"]
 
 
+def test_pgd_gives_the_worst_point_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = digits()
+    feeds, classes = one_by_one(data.test[:8], data.labels[:8])
+    attacker = Attacker(data.model, "y", image_ball(0.1))
+    margins, measure = [], attacker._gradient
+
+    def watched(*arguments):
+        margins.append(measure(*arguments)[0].numpy())
+        return measure(*arguments)
+
+    monkeypatch.setattr(attacker, "_gradient", watched)
+    made = attacker.disturb("pgd", feeds, classes, seed=0)
+    rows = np.concatenate([graphs.run(data.model, x=array)[0] for array in made])
+    true = np.array([row[truth[0]] for row, truth in zip(rows, classes, strict=True)])
+    wrong = [np.delete(row, truth[0]).max() for row, truth in zip(rows, classes, strict=True)]
+    np.testing.assert_allclose(wrong - true, np.max(margins, axis=0), atol=1e-3)  # float32 sums
+
+
 def test_a_seed_gives_the_same_bytes_however_samples_are_stacked() -> None:
     data = digits()
     feeds, classes = one_by_one(data.test[:6], data.labels[:6])
@@ -90,10 +108,10 @@ def test_a_seed_gives_the_same_bytes_however_samples_are_stacked() -> None:
     assert np.isclose(alone[0], first[0], atol=1e-6).mean() > 0.9
 
 
-def test_a_softmax_does_not_hide_the_gradient() -> None:
-    sure = {"w": HEAD["w"] * 500, "b": HEAD["b"]}  # probabilities are 0 and 1 in float32
-    text = LINEAR.replace("y = Gemm (x, w, b)", "z = Gemm (x, w, b) y = Softmax (z)")
-    model = graphs.graph(text, sure)
+@pytest.mark.parametrize("end", ["y = Gemm (x, w, b)", "z = Gemm (x, w, b) y = Softmax (z)"])
+def test_scores_that_are_far_apart_do_not_hide_the_gradient(end: str) -> None:
+    sure = {"w": HEAD["w"] * 1e4, "b": HEAD["b"]}  # probabilities are 0 and 1 in float32
+    model = graphs.graph(LINEAR.replace("y = Gemm (x, w, b)", end), sure)
     feeds, _ = one_by_one(np.full((1, 4), 0.5, np.float32), np.zeros(1))
     truth = [graphs.run(model, **feeds[0])[0].argmax(1)]
     (made,) = Attacker(model, "y", ball(0.1)).disturb("fgsm", feeds, truth, seed=0)
