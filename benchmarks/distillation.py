@@ -54,6 +54,7 @@ from edgec.targets import load_target  # noqa: E402
 
 TARGET = load_target("x86-64")
 BATCH = 64
+STEPS = {"kinds": 1500, "int4": 600, "swap": 400}
 # chosen on held-out images; the relations' weights are those of Park et al. 2019, section 4
 KINDS = {
     "labels alone": {},
@@ -90,11 +91,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         nets = Networks(asked.work or pathlib.Path(scratch), fashion.fashion(), asked.epochs)
         if asked.kinds:
-            print(kinds(nets, asked.seeds, asked.steps, judged_on_test=not asked.held_out))
+            steps = asked.steps or STEPS["kinds"]
+            print(kinds(nets, asked.seeds, steps, judged_on_test=not asked.held_out))
         if asked.int4:
-            print(int4(nets, judged_on_test=not asked.held_out))
+            print(int4(nets, asked.steps or STEPS["int4"], judged_on_test=not asked.held_out))
         if asked.swap:
-            print(swap(nets, judged_on_test=not asked.held_out))
+            print(swap(nets, asked.steps or STEPS["swap"], judged_on_test=not asked.held_out))
 
 
 class Networks:
@@ -165,7 +167,7 @@ def _distilling(teacher: pathlib.Path, steps: int, weights: dict[str, float]) ->
     return replace(settings, **(none | weights))
 
 
-def int4(nets: Networks, *, judged_on_test: bool) -> str:
+def int4(nets: Networks, steps: int, *, judged_on_test: bool) -> str:
     """Done-when 2: int4 weights, int8 activations, recovered without labels."""
     data = nets.data
     judged = data.test if judged_on_test else data.held_out
@@ -178,7 +180,7 @@ def int4(nets: Networks, *, judged_on_test: bool) -> str:
         validation=data.held_out.first(2_048).feeds(BATCH),
     )
     quantizer = QuantizeStatic(weight_bits=4)
-    recover = Recover(steps=600, batch=1, rate=0.05, bias_rate=2e-3, scale_rate=1e-3)
+    recover = Recover(steps=steps, batch=1, rate=0.05, bias_rate=2e-3, scale_rate=1e-3)
     rows = [("float32", reference)]
     for name, passes in {
         "int8, PTQ": [QuantizeStatic()],
@@ -186,7 +188,9 @@ def int4(nets: Networks, *, judged_on_test: bool) -> str:
         "int4 weights, recovered": [quantizer, recover],
     }.items():
         fashion.progress(name)
-        rows.append((name, fashion.built([Cleanup(), Fuse(), *passes], reference, context)))
+        rows.append(
+            (name, fashion.built([Cleanup(), Fuse(), *passes, Lower()], reference, context))
+        )
     right = {name: fashion.correct(model, judged) for name, model in rows}
     lines = [
         f"mobile_cnn, {fashion.parameters(reference):,} parameters; "
@@ -203,7 +207,7 @@ def int4(nets: Networks, *, judged_on_test: bool) -> str:
     return "\n".join(lines)
 
 
-def swap(nets: Networks, *, judged_on_test: bool) -> str:
+def swap(nets: Networks, steps: int, *, judged_on_test: bool) -> str:
     """Done-when 4: HardSwish swapped for ReLU6, recovered, int8; how much faster that is."""
     data = nets.data
     judged = data.test if judged_on_test else data.held_out
@@ -215,19 +219,19 @@ def swap(nets: Networks, *, judged_on_test: bool) -> str:
         calibration=data.learned.first(16_384).feeds(BATCH),
         validation=data.held_out.first(2_048).feeds(BATCH),
     )
-    recover = Recover(steps=400, batch=1, rate=0.5, bias_rate=0.01)
+    recover = Recover(steps=steps, batch=1, rate=0.5, bias_rate=0.01)
     models = {"float32, HardSwish": reference}
     for name, passes in {
         "int8, HardSwish": [Cleanup(), Fuse(), QuantizeStatic(), Lower()],
         "float32, ReLU6": [Cleanup(), Fuse(), SwapActivations()],
         "float32, ReLU6, recovered": [Cleanup(), Fuse(), SwapActivations(), recover],
-        "int8, ReLU6, recovered": [
-            *(Cleanup(), Fuse(), SwapActivations(), recover),
-            *(QuantizeStatic(), Lower()),
-        ],
     }.items():
         fashion.progress(name)
         models[name] = fashion.built(passes, reference, context)
+    fashion.progress("int8, ReLU6, recovered")
+    models["int8, ReLU6, recovered"] = fashion.built(
+        [QuantizeStatic(), Lower()], models["float32, ReLU6, recovered"], context
+    )
     sessions = {n: open_session(model, settings=TARGET.session) for n, model in models.items()}
     feeds = data.held_out.first(1).feeds()[0]
     timings = interleave(
@@ -300,7 +304,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--swap", action="store_true", help="HardSwish swapped for ReLU6, int8")
     parser.add_argument("--seeds", type=int, default=3, help="of --kinds")
     parser.add_argument("--epochs", type=int, default=2, help="of the networks in float32")
-    parser.add_argument("--steps", type=int, default=1500, help="of --kinds")
+    parser.add_argument("--steps", type=int, help=f"of each training; default: {STEPS}")
     parser.add_argument("--held-out", action="store_true", help="judge on held-out images instead")
     parser.add_argument("--work", type=pathlib.Path, metavar="DIR", help="keep float32 networks")
     asked = parser.parse_args()
