@@ -6,12 +6,12 @@
 
 Two rounds: a network learns five classes (task A), then `adapt` teaches it the other five
 (task B) with a head grown to ten. Rows: nothing against forgetting, replay of a memory, learning
-without forgetting, elastic weight consolidation, and their sums. For comparison the same network
+without forgetting, elastic weight consolidation, and a sum. For comparison the same network
 trained on B alone, and on both at once, the most that can be had. Every figure is among all ten
 classes, on the 10,000 test images, judged once at the end; --held-out judges on 4,000 training
-images kept apart instead, and what is printed on the way is always of those. "alike": A is the five that look
-alike (tops), B the rest; "mixed": A is classes 0 to 4, B 5 to 9, and shirts (6) look like four
-classes of A, which costs A even where both are learned at once.
+images kept apart instead, and what is printed on the way is always of those. "alike": A is the
+five that look alike (tops), B the rest; "mixed": A is classes 0 to 4, B 5 to 9, and shirts (6)
+look like four classes of A, which costs A even where both are learned at once.
 
 Adapter: the network learns all classes, is built to a bundle in float32 and int8 with slots,
 and an adapter teaches it images that stand on their head.
