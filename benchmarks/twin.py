@@ -46,12 +46,16 @@ class ModelRow:
 
 @dataclass(frozen=True)
 class NodeTests:
-    """Node tests by operator: passed, total; ``failed``: name -> reason."""
+    """Node tests by operator: passed, total; ``failed``: name -> reason.
+
+    skipped: those of claimed operators that do not count, by reason.
+    """
 
     by_operator: dict[str, tuple[int, int]]
     passed: int
     total: int
     failed: dict[str, str]
+    skipped: dict[str, int]
 
 
 def measure(name: str) -> ModelRow:
@@ -83,7 +87,8 @@ def run_node_tests() -> NodeTests:
         else:
             passed.update(test.operators)
     by_operator = {name: (passed[name], total[name]) for name in sorted(total)}
-    return NodeTests(by_operator, count - len(failed), count, failed)
+    skipped = dict(node_tests.skipped())
+    return NodeTests(by_operator, count - len(failed), count, failed, skipped)
 
 
 def show_models(rows: list[ModelRow], *, operators: bool) -> None:
@@ -107,6 +112,8 @@ def show_node_tests(found: NodeTests) -> None:
     )
     for name, reason in found.failed.items():
         print(f"  {name}: {reason}")
+    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(found.skipped.items()))
+    print(f"not counted: {sum(found.skipped.values())} ({reasons})")
 
 
 def main() -> None:
