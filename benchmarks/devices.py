@@ -36,9 +36,9 @@ import kinds
 from fixtures.locate import FixtureMissing
 
 import edgec
-from edgec.devices.check import OnDevice, Samples, check_fits, verify_on
+from edgec.devices.check import OnDevice, Samples, fits, verify_on
 from edgec.devices.install import missing
-from edgec.errors import EdgecError, TargetMismatchError
+from edgec.errors import EdgecError
 from edgec.report import Report
 from edgec.targets import Target, load_profile, load_target, profile_names, target_names
 from edgec_runtime.bundle import read_bundle
@@ -140,7 +140,7 @@ def built_and_run(
         except EdgecError as error:
             print(f"{kind} for {target} cannot be built: {error}", file=sys.stderr)
             continue
-        fitting = [name for name in devices if fits(bundle, name)]
+        fitting = [name for name in devices if fits(read_bundle(bundle), name)]
         verdicts = verify_on(bundle, fitting, feeds, against=exported)
         cost = cost_of(verdicts, report)
         own = load_target(target).devices
@@ -182,15 +182,6 @@ def options_for(
         "keep_reference": False,
     }
     return options, Samples(tuple(given), len(given))
-
-
-def fits(bundle: pathlib.Path, device: str) -> bool:
-    """Whether the bundle was built for devices like this one."""
-    try:
-        check_fits(read_bundle(bundle), load_profile(device))
-    except TargetMismatchError:
-        return False
-    return True
 
 
 def recipe_of(report: Report) -> str:

@@ -32,7 +32,8 @@ from edgec.cli_console import (
     multiple=True,
     metavar="DEVICE",
     help="Run it there instead of here: a profile of `edgec devices`, a profile's .toml, "
-    "ssh://user@host or adb:. May be repeated; 'installed' means every one that is.",
+    "ssh://user@host or adb:. May be repeated; 'installed' means every installed one that the "
+    "bundle fits.",
 )
 @click.option(
     "--samples",
@@ -80,17 +81,26 @@ def _verify_on(
     samples: int,
     options: dict[str, Any],
 ) -> None:
-    from edgec.devices.check import open_samples, verify_on
+    from edgec.devices.check import fits, open_samples, verify_on
     from edgec.devices.install import installed_names
     from edgec.devices.table import verdicts_table
+    from edgec.errors import DeviceMissingError
     from edgec.scrutiny import SETTINGS
+    from edgec_runtime.bundle import read_bundle
 
     drops = ("max_drop", "max_slice_drop", "max_robustness_drop")
     for name in ("metric", *drops, *SETTINGS):
         if options.pop(name) is not None:
             raise click.UsageError(f"--{name.replace('_', '-')} is judged here, not with --on")
-    if devices == ("installed",):
-        devices = installed_names()
+    if "installed" in devices:
+        fitting = [name for name in installed_names() if fits(read_bundle(bundle), name)]
+        named = [name for name in devices if name != "installed"]
+        devices = tuple(dict.fromkeys([*fitting, *named]))
+    if not devices:
+        raise DeviceMissingError(
+            f"bundle {bundle}: it fits none of the installed devices; `edgec devices` lists what "
+            "can be installed"
+        )
     data = open_samples(bundle, options.pop("evaluation"), samples)
     with progress_bar(quiet=as_json) as progress:
         verdicts = verify_on(bundle, devices, data, progress=progress, **options)
@@ -154,7 +164,9 @@ def devices_install(names: tuple[str, ...]) -> None:
     NAME is a device of `edgec devices`, or `all`. What was fetched works offline
     afterwards. EDGEC_DEVICES names another folder for the cache.
     """
-    from edgec.devices.install import install, names_to_install
+    from edgec.devices.install import install, missing, names_to_install
+    from edgec.errors import DeviceMissingError
+    from edgec.targets import load_profile
     from edgec_runtime.errors import EdgecError
 
     chosen, failed = names_to_install(names), []
@@ -162,6 +174,8 @@ def devices_install(names: tuple[str, ...]) -> None:
         for name in chosen:
             try:
                 install(name, progress)
+                if reason := missing(load_profile(name)):  # a program that edgec does not fetch
+                    raise DeviceMissingError(f"device {name}: {reason}")
             except EdgecError as error:
                 failed.append(error)
                 click.echo(f"edgec: {' '.join(str(error).split())}", err=True)

@@ -9,8 +9,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from edgec.devices.install import missing
 from edgec.machine import absent_providers, cpu_name, is_kind_of, this_machine
-from edgec.targets import load_target, target_names
+from edgec.targets import load_profile, load_target, profile_names, target_names
 
 _PACKAGES = (
     *("edgec", "edgec-runtime", "numpy", "onnx", "onnxruntime", "onnx_ir", "onnxscript"),
@@ -27,7 +28,7 @@ class Diagnosis:
 
 
 def examine() -> Diagnosis:
-    """Look at the machine, the packages, ONNX Runtime and the targets."""
+    """Look at the machine, the packages, ONNX Runtime, the targets and the devices."""
     problems: list[str] = []
     packages = {name: _version(name) for name in _PACKAGES}
     for name, version in packages.items():
@@ -50,6 +51,7 @@ def examine() -> Diagnosis:
         },
         "telemetry_off": os.environ.get("ORT_DISABLE_TELEMETRY") == "1",
         "targets": {name: _how(name) for name in target_names()},
+        "devices": {n: missing(load_profile(n)) or "ready" for n in profile_names()},
     }
     if packages["onnxruntime"] is not None:
         import onnxruntime

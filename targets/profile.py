@@ -30,6 +30,7 @@ class Profile:
     features: tuple[str, ...]  # CPU features that the device has
     runner: Runner
     environment: str = ""  # what has to be fetched; empty: nothing
+    host: str = ""  # instruction set that this machine must have; empty: any
     programs: tuple[str, ...] = ()  # that must be on this machine's PATH, as the environment's
     emulator: str = "host"  # folder of the environment that the emulator is in
     cpu: str = ""  # the emulator's CPU model, with its options

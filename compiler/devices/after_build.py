@@ -32,7 +32,8 @@ def devices_to_verify_on(target: Target, verify: bool | None) -> tuple[tuple[str
     ready = tuple(name for name, reason in lacking.items() if reason is None)
     reasons = "; ".join(f"{name}: {reason}" for name, reason in lacking.items() if reason)
     if ready:
-        return ready, ""
+        some = f"the bundle was not run on every device of its target ({reasons})"
+        return ready, some if reasons else ""
     if verify:
         why = reasons or f"target {target.name} names no device; give --no-verify"
         raise DeviceMissingError(f"there is no device to verify the bundle on; {why}")

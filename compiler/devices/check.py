@@ -18,13 +18,13 @@ import numpy as np
 
 import edgec_runtime
 from edgec.data import Sample, open_data
-from edgec.devices.connect import open_device
+from edgec.devices.connect import check_name, open_device
 from edgec.devices.job import Device, Job, Outcome
 from edgec.errors import DeviceError, DeviceMissingError, TargetMismatchError
 from edgec.evaluate import Judgement, judge_outputs
 from edgec.lint import lint_bundle
 from edgec.runners import bundle_input_specs, open_runner, reference_beside
-from edgec.targets import Profile
+from edgec.targets import Profile, load_profile
 from edgec_runtime import golden
 from edgec_runtime.bundle import Bundle, read_bundle
 
@@ -129,6 +129,8 @@ def verify_on(
     """
     bundle = read_bundle(path, check="full")
     lint_bundle(bundle)
+    for name in devices:
+        check_name(name)  # before the minutes of a run
     given = samples or Samples((), 1)
     expected = _Expected.compute(bundle, given.feeds, against)
     verdicts = []
@@ -147,6 +149,11 @@ class _Expected:
     reference: tuple[Mapping[str, Array], ...]
     here: tuple[Mapping[str, Array], ...]
     classifier: str | None
+
+    @property
+    def in_floats(self) -> bool:
+        """True if an output is a float: SQNR tells how far the answers are off."""
+        return any(array.dtype.kind == "f" for array in self.here[0].values())
 
     @classmethod
     def compute(
@@ -201,6 +208,12 @@ def _verify_one(
     judgement, here = expected.judged(outcome.outputs), expected.judged(expected.here)
     least_db = least_sqnr_db(here, device.profile)
     reason = _wrong(name, tested, judgement, here, least_db)
+    if not reason and not expected.in_floats and judgement.agreement < here.agreement:
+        reason = (
+            f"device {name}: {judgement.agreement:.1%} of the answers agree with the reference, "
+            f"{here.agreement:.1%} on this machine; the device computes something else; give the "
+            "model a float output (its scores) to see by how much"
+        )
     status: Literal["passed", "failed"] = "failed" if reason else "passed"
     reason = reason or outcome.uncounted
     return OnDevice(name, status, reason, tested, judgement, here, of_samples, outcome, least_db)
@@ -240,6 +253,15 @@ def check_fits(bundle: Bundle, profile: Profile) -> None:
             f"{', '.join(target.features)}; device {profile.name} lacks {', '.join(lacking)}; "
             "build it for a target without, or give --any-target to run it slower"
         )
+
+
+def fits(bundle: Bundle, device: str) -> bool:
+    """Whether the bundle was built for devices like this profile."""
+    try:
+        check_fits(bundle, load_profile(device))
+    except TargetMismatchError:
+        return False
+    return True
 
 
 def _check_providers(bundle: Bundle, profile: Profile, outcome: Outcome) -> None:

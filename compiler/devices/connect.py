@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 
 from edgec.devices.job import Device
-from edgec.errors import DeviceMissingError
+from edgec.errors import DeviceMissingError, TargetError
 from edgec.targets import Profile, load_profile
 
 
@@ -33,6 +33,12 @@ def open_device(text: str) -> Device:
     return _open(profile, _installed(profile))
 
 
+def check_name(text: str) -> None:
+    """Raise TargetError if ``text`` names no device; whether it can be reached is not asked."""
+    if text != "native" and not text.startswith(("ssh://", "adb:")):
+        load_profile(text)
+
+
 def _open(profile: Profile, folder: pathlib.Path) -> Device:
     """folder: what was fetched for the profile's environment."""
     if profile.runner == "qemu":
@@ -55,9 +61,14 @@ def _open(profile: Profile, folder: pathlib.Path) -> Device:
         from edgec.devices.wine import open_wine
 
         return open_wine(profile, folder)
-    from edgec.devices.convert import open_converter
+    if profile.runner == "convert":
+        from edgec.devices.convert import open_converter
 
-    return open_converter(profile, folder)
+        return open_converter(profile, folder)
+    raise TargetError(
+        f"profile {profile.name}: its runner '{profile.runner}' is this machine itself; give "
+        "`--on native`"
+    )
 
 
 def _installed(profile: Profile) -> pathlib.Path:

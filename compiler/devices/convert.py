@@ -77,7 +77,10 @@ class Converter(Device):
                 f"device {self.profile.name}: no word of the converter: {last}"
             ) from error
         if "error" in table:
-            return f"not converted by coremltools {table['version']}: {table['error']}"
+            raise DeviceError(
+                f"device {self.profile.name}: coremltools {table['version']} does not convert it: "
+                f"{table['error']}; leave the named operator out of the model"
+            )
         return f"coremltools {table['version']} converts it to {table['operations']} operations"
 
 

@@ -25,7 +25,7 @@ from edgec.devices.cost_model import CostModel, fit
 from edgec.devices.job import Device, Job
 from edgec.devices.record import DeviceRecords, Record, read_records
 from edgec.emit import emit, graph_entry, lay_out, operators
-from edgec.errors import DataError
+from edgec.errors import DataError, DeviceError
 from edgec.export_onnx import load_onnx
 from edgec.runners import bundle_input_specs, reference_beside
 from edgec_runtime import golden
@@ -212,6 +212,11 @@ def _cost(
 ) -> DeviceCost:
     profile = device.profile
     is_real = profile.runner == "native"
+    if not is_real and not profile.counts:
+        raise DeviceError(
+            f"device {profile.name}: instructions are not counted there and its time means "
+            "nothing; give a device that counts, e.g. cortex-a72, or a real one"
+        )
     costs, notes = [], []
     for name, file in files:
         job = Job(file, [feeds], repeats=_REPEATS if is_real else 0, count=profile.counts)
@@ -228,7 +233,8 @@ def _cost(
         )
     cost = DeviceCost(profile.name, is_real, tuple(costs), tuple(dict.fromkeys(notes)))
     if costs[0].counts is None:
-        return cost
+        unknown = "not estimated: no instructions were counted"
+        return cost if model is None else replace(cost, notes=(*cost.notes, unknown))
     cost = replace(cost, notes=(kernels_in_words(costs[0].counts, cost.ratio), *cost.notes))
     return cost if model is None else _estimated(cost, model)
 

@@ -24,6 +24,7 @@ from typing import Any
 from edgec.devices.fetch_debian import fetch_debian, unpack_debian
 from edgec.devices.fetch_packages import fetch_modules, fetch_wheels, unpack_wheels
 from edgec.errors import DeviceError, TargetError
+from edgec.machine import this_machine
 from edgec.targets import Environment, Profile, load_environment, load_profile, profile_names
 
 Progress = Callable[[str, int, int], None]
@@ -54,6 +55,9 @@ def missing(profile: Profile) -> str | None:
     """Why the profile cannot be used on this machine, and what to do; None if it can."""
     if not profile.environment:
         return None
+    arch = this_machine().arch
+    if profile.host and profile.host != arch:
+        return f"it needs a machine with {profile.host}, this one is {arch}; use another machine"
     environment = load_environment(profile.environment)
     needed = (*environment.programs, *profile.programs)
     absent = [program for program in needed if shutil.which(program) is None]

@@ -15,7 +15,7 @@ import tempfile
 
 from edgec.devices.counter import open_counter
 from edgec.devices.local import LocalPython, clean_environment
-from edgec.errors import DeviceMissingError
+from edgec.errors import DeviceMissingError, TargetError
 from edgec.targets import Profile
 from edgec_runtime.machine import X86_FLAGS as FLAGS
 
@@ -82,6 +82,11 @@ def _write_cpuinfo(path: pathlib.Path, profile: Profile) -> None:
 
 def _program(profile: Profile, host: pathlib.Path) -> tuple[str, str]:
     """The emulator, and the folders of the libraries that it needs."""
+    if profile.arch not in _PROGRAMS:
+        known = ", ".join(_PROGRAMS)
+        raise TargetError(
+            f"profile {profile.name}: arch is {profile.arch}; runner qemu has {known}"
+        )
     name = _PROGRAMS[profile.arch]
     unpacked = host / "usr" / "bin" / name
     if unpacked.is_file():

@@ -80,7 +80,7 @@ class RemotePython(Device):
             log = self._connection.ask(folder, _PROBE, (probe.OUTCOME,), _START_S)
             try:
                 facts = json.loads((folder / probe.OUTCOME).read_text(encoding="utf-8"))
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 reason = f"it does not tell what it is: {last_line(log)}"
                 raise DeviceError(f"device {self._name}: {reason}") from error
         if facts["lacking"] or facts["broken"]:

@@ -191,6 +191,7 @@ def test_a_picture_goes_through_the_bundles_preprocessing(
 
 def test_doctor_finds_this_machine_in_order() -> None:
     facts = invoke_json("doctor")
+    assert "edgec devices install haswell" in facts["devices"]["haswell"]
     assert facts["telemetry_off"] and "CPUExecutionProvider" in facts["providers"]
     assert set(facts["targets"]) >= {"x86-64", "web"}
     assert "python" in invoke("doctor")

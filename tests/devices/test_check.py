@@ -16,9 +16,10 @@ from onnx import helper
 
 import edgec
 from edgec.cli import main
+from edgec.devices import check
 from edgec.devices.check import Samples, evenly, verify_on
 from edgec.devices.install import missing
-from edgec.errors import BundleError, SourceError, TargetMismatchError
+from edgec.errors import BundleError, SourceError, TargetError, TargetMismatchError
 from edgec.lint import lint_bundle
 from edgec.targets import load_profile, load_target
 from edgec_runtime.bundle import read_bundle
@@ -189,3 +190,29 @@ def test_samples_are_taken_evenly() -> None:
     feeds = [{"x": np.full(1, i)} for i in range(10)]
     assert [int(f["x"][0]) for f in evenly(feeds, 10, 4).feeds] == [0, 2, 5, 7]
     assert len(evenly(feeds, 10, 40).feeds) == 10
+
+
+def test_every_name_is_looked_up_before_anything_runs(bundle: pathlib.Path) -> None:
+    with pytest.raises(TargetError, match="cortex-a27"):
+        verify_on(bundle, ["native", "cortex-a27"])
+
+
+def test_answers_in_integers_are_judged_by_agreement(
+    bundle: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check._Expected, "in_floats", False)
+    exact = verify_on(bundle, ["native"])[0].judgement
+    assert exact is not None
+    worse = replace(exact, agreement=exact.agreement - 0.5)
+    answers = iter([worse, exact])
+    monkeypatch.setattr(check._Expected, "judged", lambda self, outputs: next(answers))
+    [verdict] = verify_on(bundle, ["native"])
+    assert verdict.status == "failed" and "give the model a float output" in verdict.reason
+
+
+def test_installed_devices_that_the_bundle_does_not_fit_are_left_out(
+    bundle: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgec.devices.install.installed_names", lambda: ("cortex-a72",))
+    told = CliRunner().invoke(main, ["verify", str(bundle), "--on", "installed"])
+    assert told.exit_code == 1 and "fits none of the installed devices" in told.stderr

@@ -110,6 +110,20 @@ def test_a_converter_that_dies_is_told(bundle: pathlib.Path, tmp_path: pathlib.P
         device.run(Job(bundle, []))
 
 
+def test_what_the_converter_refuses_is_refused(
+    bundle: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(command: list[str], *rest: object) -> str:
+        told = json.dumps({"version": "9.0", "error": "no conversion of Neg"})
+        pathlib.Path(command[-1]).write_text(told, encoding="utf-8")
+        return ""
+
+    monkeypatch.setattr(convert, "execute", refuse)
+    device = convert.open_converter(load_profile("coreml"), tmp_path)
+    with pytest.raises(edgec.errors.DeviceError, match="does not convert it: no conversion of Neg"):
+        device.run(Job(bundle, []))
+
+
 def test_half_precision_is_widened_everywhere() -> None:
     nodes = "h = Cast <to = 10> (x) m = Add (h, w) y = Cast <to = 1> (m)"
     text = f"g (float[1, 4] x) => (float[1, 4] y) {{ {nodes} }}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import subprocess
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -102,3 +103,22 @@ def test_devices_are_listed_with_what_they_lack(environment: Environment) -> Non
     state = {entry["name"]: entry["missing"] for entry in listed}
     assert "edgec devices install" in state["cortex-a72"]
     assert "cortex-a72" in CliRunner().invoke(main, ["devices"]).stdout
+
+
+def test_a_profile_for_another_instruction_set_of_this_machine_cannot_be_used(
+    environment: Environment,
+) -> None:
+    install("cortex-a72")
+    elsewhere = replace(PROFILE, host="riscv64")
+    assert "it needs a machine with riscv64" in str(missing(elsewhere))
+
+
+def test_a_program_that_edgec_does_not_fetch_is_told_by_install(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = replace(PROFILE, programs=("no-such-program",))
+    monkeypatch.setattr(installing, "load_profile", lambda name: without)
+    monkeypatch.setattr("edgec.targets.load_profile", lambda name: without)
+    told = CliRunner().invoke(main, ["devices", "install", "cortex-a72"])
+    assert told.exit_code == 1 and "there is no no-such-program" in told.stderr
+    assert "is installed" not in told.stdout
