@@ -120,7 +120,7 @@ def _accuracy(run: Run, samples: Iterable[Labelled]) -> float:
     """Share of rows whose largest score is the label's."""
     right = total = 0
     for feeds, labels in samples:
-        truth = labels.get(LABEL, next(iter(labels.values()), None))
+        truth = labels.get(LABEL)
         if truth is None:
             raise DataError("evaluation data has no labels; add an array named 'label'")
         scores = run(feeds)

@@ -6,6 +6,7 @@ source -> reference -> search for the recipe -> bundle -> judged against the ref
 from __future__ import annotations
 
 import functools
+import os
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ from edgec.judging import judge_bundle, judge_robustness, settle, time_all
 from edgec.lock import Lock, check_lock, read_lock
 from edgec.metrics import load_metric
 from edgec.outputs import Places, file_digest, plan, staging
-from edgec.passes import Context, Pass
+from edgec.passes import Context, Pass, Recover
 from edgec.passes.workers import Workers
 from edgec.pipeline import layer_noise, run_passes
 from edgec.promise import Limits, judge
@@ -181,7 +182,11 @@ def build(
             given,
             device,
             version=version,
-            provenance={"reference": reference_digest, "recipe": recipe_text, "seed": seed},
+            provenance={
+                "reference": reference_digest,
+                "recipe": recipes.to_toml(_without_folders(found.recipe)),
+                "seed": seed,
+            },
         )
         results = locked.results if locked is not None else {}
         manifest = replace(manifest, golden=(golden.manifest,), results=results)
@@ -271,6 +276,16 @@ def _candidates(
     return made
 
 
+def _without_folders(recipe: Sequence[Pass]) -> tuple[Pass, ...]:
+    """The recipe as it ships: files that passes read by their name alone."""
+    return tuple(
+        replace(p, teacher=pathlib.PurePath(p.teacher).name)
+        if isinstance(p, Recover) and p.teacher
+        else p
+        for p in recipe
+    )
+
+
 def _journal_key(
     reference_digest: str,
     candidates: Sequence[tuple[Pass, ...]],
@@ -281,6 +296,8 @@ def _journal_key(
     calibration = asked.inputs.calibration
     data = sorted(calibration.kept_digests()) if calibration is not None else ()
     texts = [recipes.to_toml(candidate) for candidate in candidates]
+    files = {p.teacher for c in candidates for p in c if isinstance(p, Recover) and p.teacher}
+    texts += [file_digest(pathlib.Path(file)) for file in sorted(files) if os.path.isfile(file)]
     metric = None if asked.metric is None else asked.metric.name
     demands = (asked.target, asked.limits, metric, asked.declared, asked.threads)
     return journal_key(edgec.__version__, reference_digest, texts, *demands, data, seed)

@@ -121,6 +121,13 @@ class Adapt:
                 raise PassError(f"adapt: {name} is {getattr(self, name)}, expected 0 or more")
         if not 0 <= self.replay < 1:
             raise PassError(f"adapt: replay is {self.replay}, expected from 0 to below 1")
+        if self.memory and self.replay and not 0 < round(self.replay * self.batch) < self.batch:
+            raise PassError(
+                f"adapt: replay {self.replay} of a batch of {self.batch} leaves no room for new or "
+                "for remembered samples; raise batch"
+            )
+        if self.layers and self.method != "lora":
+            raise PassError("adapt: layers are for method 'lora'; leave them out, or take lora")
         if self.ewc_weight and not self.memory:
             raise PassError(
                 "adapt: ewc_weight needs a memory, whose samples say which weights matter; give "
@@ -275,14 +282,11 @@ def _labelled(samples: Samples | None, labels: Samples | None, head: Head) -> li
         raise PassError("adapt needs data to learn from: samples with an array named 'label'")
     found = []
     for index, sample in enumerate(examples(samples, labels)):
-        keys = [_LABEL] if _LABEL in sample.labels else list(sample.labels)
-        if len(keys) != 1:
-            has = f"{len(keys)} arrays of integers" if keys else "no integers"
+        if _LABEL not in sample.labels:
             raise PassError(
-                f"adapt: sample {index} has {has} beside its inputs, expected class labels; add "
-                "an array named 'label'"
+                f"adapt: sample {index} has no class labels; add an array of integers named 'label'"
             )
-        classes = sample.labels[keys[0]].reshape(-1).astype(np.int64)
+        classes = sample.labels[_LABEL].reshape(-1).astype(np.int64)
         found.append(Example(sample.feeds, {_LABEL: classes}))
     _check_classes(found, head.classes, "the data")
     return found

@@ -23,7 +23,7 @@ import onnx_ir as ir
 from edgec.passes.cleanup import Cleanup
 from edgec.passes.contract import Context, PassError, Result, Stage
 from edgec.passes.fuse import Fuse
-from edgec.passes.lora import Branch, add_branches, branches
+from edgec.passes.lora import add_branches, branches
 from edgec_runtime.adapters import SLOT, slot_names
 
 
@@ -67,13 +67,6 @@ def trainable_form(context: Context) -> ir.Model:
     for pass_ in (Cleanup(), Fuse(), Cleanup()):
         model = pass_.run(model, replace(context, lock={})).model
     return model
-
-
-def slots_of(model: ir.Model, found: tuple[Branch, ...], digest: str) -> dict[str, tuple[str, str]]:
-    """Names of the two matrices of each branch that the model has a slot for, by layer."""
-    own = {b.layer: slot_names(digest, b.result) for b in found}
-    present = model.graph.initializers
-    return {layer: pair for layer, pair in own.items() if pair[0] in present}
 
 
 def base_digest(reference: ir.Model) -> str:

@@ -164,7 +164,10 @@ class Lesson:
             if saves:
                 checkpoints.write(at, learner.best())
         learner.finish()
-        found = tuple(checkpoints.findings)
+        found, labels = tuple(checkpoints.findings), self._losses.labels
+        if labels:
+            weight = f"{self._settings.label_weight:g}"
+            found += (f"class labels '{labels}' counted, too (label_weight {weight})",)
         return Outcome(at.best_step, at.first, at.best, at.step, tuple(at.losses), found)
 
     def _doubts(self) -> tuple[float, ...]:

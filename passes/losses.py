@@ -95,8 +95,8 @@ class Losses:
         if not (self._teaches() or self._label):
             raise PassError(
                 "recover: only label_weight is above 0, but the calibration data has no class "
-                "labels (integers beside the inputs) for an output of classes; give labels, or "
-                "weigh response, features or relations"
+                "labels (integers named 'label' or like the output) for an output of classes; "
+                "give labels, or weigh response, features or relations"
             )
         matched = [s.name for s in self._shared]
         self.student_features = tuple(dict.fromkeys([*matched, *([ours] if ours else [])]))
@@ -191,6 +191,11 @@ class Losses:
         wrong = self._label_loss(values, labels)
         return chosen.response_weight * apart + chosen.label_weight * wrong
 
+    @property
+    def labels(self) -> str:
+        """The name of the class labels that count; empty if there are none."""
+        return "" if self._label is None else self._label[1]
+
     def _teaches(self) -> bool:
         return bool(self._settings.response_weight or self._shared or self._related)
 
@@ -200,8 +205,8 @@ class Losses:
         for name in outputs:
             if name in example.labels:
                 return name, name
-        keys = [_LABEL] if _LABEL in example.labels else list(example.labels)
-        return (outputs[0], keys[0]) if len(outputs) == len(keys) == 1 else None
+        # any other column may be something else: a camera, a group
+        return (outputs[0], _LABEL) if len(outputs) == 1 and _LABEL in example.labels else None
 
     def _label_loss(self, values: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> Tensor:
         """Cross-entropy of the rows whose class is known. Raises PassError for no classes."""

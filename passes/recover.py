@@ -99,10 +99,10 @@ class Recover(TrainingSettings):
         try:
             twin = to_torch(model, learn_scales=self.scale_rate > 0)
         except PassError as error:
-            node = next(n for n in model.graph if f"'{n.name}'" in str(error))
-            skip = Skip(label(node), str(error))
+            node = next((n for n in model.graph if f"'{n.name}'" in str(error)), None)
+            skips = () if node is None else (Skip(label(node), str(error)),)
             finding = f"nothing was trained: {error}"
-            return Result(model, 0, (skip,), findings=(finding,), decisions={"changes": {}})
+            return Result(model, 0, skips, findings=(finding,), decisions={"changes": {}})
         kept = keep_zeros(twin, model, context.unquantized)
         if kept and self.rate and context.workers is not None and context.workers.size > 1:
             raise PassError(

@@ -94,12 +94,17 @@ def open_adapter(path: str | os.PathLike[str], slots: Sequence[Slot], model: str
         checksum = read.get_adapter_version()
     except Exception as error:  # onnxruntime's errors derive from Exception alone
         reason = " ".join(str(error).split())[:200]
-        raise AdapterError(f"{where}: it is damaged, or no adapter: {reason}") from error
+        raise AdapterError(
+            f"{where}: it is damaged, or no adapter: {reason}; copy it again"
+        ) from error
     _check(parameters, slots, where, model)
     if checksum != _checksum(parameters):
-        raise AdapterError(f"{where}: it is altered: its checksum differs")
+        raise AdapterError(f"{where}: it is altered: its checksum differs; copy it again")
     handle = onnxruntime.LoraAdapter()
-    handle.Load(str(real))
+    try:
+        handle.Load(str(real))
+    except Exception as error:  # it changed since it was read
+        raise AdapterError(f"{where}: it was replaced while it was opened; try again") from error
     return Adapter(real.stem, real, real.stat().st_size, handle)
 
 

@@ -118,7 +118,8 @@ class Model:
     def use_adapter(self, path: str | os.PathLike[str] | None) -> None:
         """Answer with an adapter from the next call on; None: as the bundle itself does.
 
-        Calls that run in other threads end with what they began with. Raises AdapterError, and
+        Calls that run in other threads end with what they began with. The file stays mapped
+        while it is in use: replace it by a rename, never write into it. Raises AdapterError, and
         changes nothing, if the file is damaged or was made for another model.
         """
         name = f"model {self.manifest.name}"

@@ -195,10 +195,19 @@ def test_a_rate_that_only_harms_leaves_the_weights_as_they_were():
 def test_refuses_data_without_labels():
     model, _ = graphs.cnn()
     data = dataclasses.replace(context(model), calibration_labels=None)
-    with pytest.raises(PassError, match="no integers beside its inputs.*named 'label'"):
+    with pytest.raises(PassError, match="no class labels.*named 'label'"):
         Adapt().run(model, data)
     with pytest.raises(PassError, match="needs data to learn from"):
         Adapt().run(model, graphs.context(model))
+
+
+def test_refuses_a_replay_that_leaves_no_room_and_layers_without_lora():
+    with pytest.raises(PassError, match="leaves no room"):
+        Adapt(memory="m.npz", batch=1, replay=0.5)
+    with pytest.raises(PassError, match="leaves no room"):
+        Adapt(memory="m.npz", batch=4, replay=0.9)
+    with pytest.raises(PassError, match="layers are for method 'lora'"):
+        Adapt(method="head", layers=("fc1",))
 
 
 def test_refuses_a_label_that_is_no_class():

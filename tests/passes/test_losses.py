@@ -172,6 +172,13 @@ def test_labels_count_where_the_class_is_known():
     assert float(made.loss(tensors(y=y), {}, unknown)) == 0.0
 
 
+def test_another_column_of_integers_is_no_class_label():
+    made = losses(
+        only(response_weight=1.0, label_weight=1.0), classifier(), classifier(), camera=[0]
+    )
+    assert made.labels == ""
+
+
 def test_labels_count_in_the_held_out_distance_as_in_the_loss():
     y, z = graphs.feed(4, 5, seed=1), graphs.feed(4, 5, seed=2)
     labels = {"label": np.array([0, 1, 2, 3])}

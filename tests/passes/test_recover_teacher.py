@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from edgec.passes import PassError, PruneMagnitude, QuantizeStatic, Recover
+from edgec_runtime.bundle import read_bundle
 
 
 def two_layers(width: int, seed: int) -> ir.Model:
@@ -151,3 +152,6 @@ def test_a_build_takes_teacher_and_labels(tmp_path):
         verify=False,
     )
     assert report.metric.bundle > report.metric.reference + 0.3
+    [bundle] = (tmp_path / "out").glob("*.edgec")
+    manifest = read_bundle(bundle).manifest
+    assert 'teacher = "teacher.onnx"' in manifest.provenance["recipe"]  # no folder of this machine
