@@ -90,7 +90,8 @@ def _is_plain(c: Call, defaults: tuple[str, ...]) -> bool:
 
 def _by_torch(c: Call, x: Tensor, starts: list[Tensor | None]) -> tuple[Tensor, ...]:
     """All steps [time, directions, batch, hidden] and the last states, by torch's own layer."""
-    kind, (directions, _, hidden) = c.node.op_type, c[2].shape
+    kind = c.node.op_type
+    directions, _, hidden = (int(n) for n in c[2].shape)  # numbers under torch.jit.trace, too
     flat = []
     for index in range(directions):
         biases = () if c[3] is None else c[3][index].chunk(2)

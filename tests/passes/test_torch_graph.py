@@ -256,3 +256,22 @@ def test_gates_stand_in_the_order_of_onnx(form):
     expected = run_feeds(open_session(model), {"x": x})
     for name, array in zip(("y", "last"), expected, strict=True):
         np.testing.assert_allclose(twin[name].numpy(), array, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+def test_recurrent_layers_can_be_traced_as_core_mls_converter_does(directions):
+    model, feeds = graphs.lstm(directions)
+    twin = to_torch(model)
+
+    class Positional(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.twin = twin
+
+        def forward(self, *arrays):
+            return tuple(self.twin(dict(zip(feeds, arrays, strict=True))).values())
+
+    arrays = tuple(torch.from_numpy(array) for array in feeds.values())
+    traced = torch.jit.trace(Positional(), arrays, check_trace=False)
+    for own, expected in zip(traced(*arrays), Positional()(*arrays), strict=True):
+        assert torch.equal(own, expected)
