@@ -5,7 +5,8 @@ The input is what a fiftieth of the bundle can hold of a real sample
 ONNX Runtime. How far a correct device may be off is measured: the same graph with and
 without ONNX Runtime's optimizations, which round integers differently, as CPUs do. Where
 activations become integers at run time that shows too little: another CPU's float noise in front
-of the rounding moves some of them by a step (45 dB in a MiniLM of dynamic int8 on Haswell).
+of the rounding moves some of them by a step (45 dB in a MiniLM of dynamic int8 on Haswell, 21 on
+Nehalem).
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ _FILE_HEADER_BYTES = 65536 + 4096  # of a bundle, before any weight
 _MARGIN_DB = 10.0  # between the measured rounding noise and the limit
 _OTHER_MARGIN_DB = 15.0  # other engines round in other places: 13 dB in a text recogniser
 _LIMIT_DB = (10.0, 60.0)  # a wrong kernel gives less than the first, float noise 80 and more
-_ROUNDED_DB = 25.0  # instead of 60: rounded activations (36 in BERT-base), half precision (39)
+_ROUNDED_DB = 15.0  # instead of 60 where activations are rounded: 21 in a MiniLM without FMA
+_OTHER_ENGINE_DB = 30.0  # instead of 60: other engines compute in half precision (39 in MiniLM)
 _CPU = ("CPUExecutionProvider",)
 
 
@@ -64,7 +66,9 @@ def make_golden(
         default=format_.SQNR_CAP_DB,
     )
     own = target.session.providers == _CPU
-    highest = _LIMIT_DB[1] if own and not _rounds_activations(model) else _ROUNDED_DB
+    highest = _LIMIT_DB[1] if own else _OTHER_ENGINE_DB
+    if _rounds_activations(model):
+        highest = _ROUNDED_DB
     margin = _MARGIN_DB if own else _OTHER_MARGIN_DB
     limit = min(max(noise_db - margin, _LIMIT_DB[0]), highest)
     encoded = format_.encode_outputs(

@@ -6,7 +6,7 @@ import pytest
 from made_up_report import minimal_report
 
 from edgec.bench import Timing
-from edgec.builder import _with_latency
+from edgec.build_report import with_latency
 from edgec.report import Measurement, Step
 
 
@@ -21,5 +21,5 @@ def test_a_slower_bundle_is_told_with_advice_that_fits(changed: int, advice: str
     }
     machine = Measurement(cpu="CPU", arch="x86_64", threads=1, runs=11, is_target=True)
     report = dataclasses.replace(minimal_report(), steps=(step,), findings=())
-    (finding,) = _with_latency(report, timings, machine).findings
+    (finding,) = with_latency(report, timings, machine).findings
     assert "SLOWER" in finding and advice in finding
