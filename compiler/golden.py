@@ -30,9 +30,9 @@ from edgec_runtime.bundle import GOLDEN_SHARE
 
 _FILE_HEADER_BYTES = 65536 + 4096  # of a bundle, before any weight
 _MARGIN_DB = 10.0  # between the measured rounding noise and the limit
-_OTHER_MARGIN_DB = 15.0  # other engines round in other places: 13 dB in a text recogniser
+_OTHER_MARGIN_DB = 15.0  # chosen on one text recogniser, which OpenVINO rounds elsewhere: 13 dB
 _LIMIT_DB = (10.0, 60.0)  # a wrong kernel gives less than the first, float noise 80 and more
-_ROUNDED_DB = 15.0  # instead of 60 where activations are rounded: 21 in a MiniLM without FMA
+_ROUNDED_DB = 15.0  # where activations are rounded; chosen below a MiniLM without FMA: 21
 _OTHER_ENGINE_DB = 30.0  # instead of 60: other engines compute in half precision (39 in MiniLM)
 _CPU = ("CPUExecutionProvider",)
 
