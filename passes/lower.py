@@ -2,6 +2,7 @@
 
 The only place where com.microsoft operators come from. Each kind of pattern has its own
 module, tried in the order below; a pattern whose kernel the target lacks stays standard.
+The last of them may lower the model's opset to one that has a faster kernel.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import onnx_ir as ir
 from edgec.passes.contract import Context, Result, Stage
 from edgec.passes.lower_attention import lower_attention
 from edgec.passes.lower_norm import lower_norm
+from edgec.passes.lower_pool import lower_pool
 from edgec.passes.lower_weights import lower_weights
 
-_STEPS = (lower_weights, lower_norm, lower_attention)
+_STEPS = (lower_weights, lower_norm, lower_attention, lower_pool)
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Lower:
     name: ClassVar[str] = "lower"
     stage: ClassVar[Stage] = Stage.LOWER
     lossless: ClassVar[bool] = True
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def run(self, model: ir.Model, context: Context) -> Result:
         """Lower; ``changed`` counts the nodes that were replaced or read another form.
