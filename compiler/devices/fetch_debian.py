@@ -3,7 +3,9 @@
 The user's own apt is used as configured: its sources say where to fetch from, its proxies and
 credentials apply, and it checks every package against the signed index. For another
 architecture or release, apt gets a state of its own beside the downloads, in which nothing is
-installed, so that it brings all dependencies.
+installed, so that it brings all dependencies. Debian replaces packages and removes the old
+ones, so an index that an earlier, interrupted run left may name files that are gone: then it is
+updated, once.
 """
 
 from __future__ import annotations
@@ -14,13 +16,15 @@ import pathlib
 import py_compile
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from edgec.errors import DeviceError
 from edgec.targets import Debian
 
 _MERGED = ("bin", "sbin", "lib")  # links into usr/ of a Debian root
+_UPDATE = "run apt-get update first"
+_LATER = "try again later, or name another server in apt's sources"
 _FORMAT = "$(REPO_URI)|$(RELEASE)|$(SIGNED_BY)|$(COMPONENT)"
 
 
@@ -33,18 +37,15 @@ def fetch_debian(wanted: Debian, downloads: pathlib.Path) -> list[pathlib.Path]:
     for tool in ("apt-get", "dpkg-deb", "tar"):
         if shutil.which(tool) is None:
             raise DeviceError(f"there is no {tool} on this machine; it needs Debian or Ubuntu")
+    packages = wanted.packages
     if not wanted.architecture and not wanted.suite:
-        return [_download(package, downloads) for package in wanted.packages]
+        return [_download(package, downloads) for package in packages]
     if not wanted.architecture:
-        machine = _run(["dpkg", "--print-architecture"], "this machine's architecture").strip()
-        wanted = replace(wanted, architecture=machine)
-        options = _updated_apt(downloads, wanted)
+        own = _run(["dpkg", "--print-architecture"], "this machine's architecture", _UPDATE)
+        wanted = replace(wanted, architecture=own.strip())
         folder = downloads / f"{wanted.folder}-{wanted.suite}"
-        return [_download(package, folder, options) for package in wanted.packages]
-    options = _updated_apt(downloads, wanted)
-    command = ["apt-get", *options, "-qq", "-y", "-d", "--no-install-recommends", "install"]
-    _run([*command, *wanted.packages], f"Debian {wanted.suite} {wanted.architecture}")
-    return sorted((_root(downloads, wanted) / "archives").glob("*.deb"))
+        return _with_index(downloads, wanted, lambda o: [_download(p, folder, o) for p in packages])
+    return _with_index(downloads, wanted, lambda o: _with_all(wanted, downloads, o))
 
 
 def unpack_debian(archives: Sequence[pathlib.Path], folder: pathlib.Path) -> None:
@@ -59,7 +60,7 @@ def unpack_debian(archives: Sequence[pathlib.Path], folder: pathlib.Path) -> Non
             unpack = ["tar", "-x", "--keep-directory-symlink", "--no-same-owner", "-C", str(folder)]
             done = subprocess.run(unpack, stdin=reader.stdout, stderr=subprocess.PIPE, text=True)
         if done.returncode or reader.returncode:
-            raise DeviceError(f"{archive.name} cannot be unpacked: {_last(done.stderr)}")
+            raise DeviceError(f"{archive.name} cannot be unpacked: {_cause(done.stderr)}")
     # an emulated Python takes long to compile; its own version may differ, then it does
     for library in folder.glob("usr/lib/python3.*"):
         compileall.compile_dir(
@@ -71,14 +72,36 @@ def _root(downloads: pathlib.Path, wanted: Debian) -> pathlib.Path:
     return downloads / f"apt-{wanted.suite}-{wanted.architecture}"
 
 
-def _updated_apt(downloads: pathlib.Path, wanted: Debian) -> list[str]:
-    """Options for a private apt that knows the packages of the suite."""
+def _with_index(
+    downloads: pathlib.Path,
+    wanted: Debian,
+    fetch: Callable[[Sequence[str]], list[pathlib.Path]],
+) -> list[pathlib.Path]:
+    """What ``fetch`` gives with a private apt that knows the packages of the suite.
+
+    fetch: is given the options for that apt; called again after an update of the index if it
+    fails with one that is older than this call. Raises DeviceError.
+    """
     root = _root(downloads, wanted)
     options = _private_apt(root, wanted)
-    if not (root / "updated").is_file():
-        _run(["apt-get", *options, "-qq", "update"], f"Debian {wanted.suite}")
-        (root / "updated").touch()
-    return options
+    if (root / "updated").is_file():
+        try:
+            return fetch(options)
+        except DeviceError:
+            (root / "updated").unlink()
+    _run(["apt-get", *options, "-qq", "update"], f"Debian {wanted.suite}", _LATER)
+    _run(["apt-get", *options, "-qq", "autoclean"], "what is outdated", _LATER)  # old archives
+    (root / "updated").touch()
+    return fetch(options)
+
+
+def _with_all(
+    wanted: Debian, downloads: pathlib.Path, options: Sequence[str]
+) -> list[pathlib.Path]:
+    """The packages with what they depend on."""
+    command = ["apt-get", *options, "-qq", "-y", "-d", "--no-install-recommends", "install"]
+    _run([*command, *wanted.packages], f"Debian {wanted.suite} {wanted.architecture}", _LATER)
+    return sorted((_root(downloads, wanted) / "archives").glob("*.deb"))
 
 
 def _download(package: str, downloads: pathlib.Path, options: Sequence[str] = ()) -> pathlib.Path:
@@ -86,7 +109,8 @@ def _download(package: str, downloads: pathlib.Path, options: Sequence[str] = ()
     folder = downloads / package
     folder.mkdir(parents=True, exist_ok=True)
     if not any(folder.glob("*.deb")):
-        _run(["apt-get", *options, "-qq", "download", package], f"package {package}", folder)
+        command = ["apt-get", *options, "-qq", "download", package]
+        _run(command, f"package {package}", _LATER if options else _UPDATE, folder)
     return max(folder.glob("*.deb"))
 
 
@@ -134,7 +158,7 @@ def _private_apt(root: pathlib.Path, wanted: Debian) -> list[str]:
 
 def _server() -> tuple[str, str]:
     """URI and keyring of Debian's main archive, as this machine's own sources state them."""
-    listed = _run(["apt-get", "indextargets", "--format", _FORMAT], "apt's sources")
+    listed = _run(["apt-get", "indextargets", "--format", _FORMAT], "apt's sources", _UPDATE)
     for line in sorted(set(listed.splitlines())):
         uri, release, keys, component = (line.split("|") + ["", "", ""])[:4]
         if component == "main" and "security" not in release and "security" not in uri:
@@ -145,12 +169,15 @@ def _server() -> tuple[str, str]:
     )
 
 
-def _run(command: Sequence[str], what: str, folder: pathlib.Path | None = None) -> str:
+def _run(command: Sequence[str], what: str, advice: str, folder: pathlib.Path | None = None) -> str:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")
     if done.returncode:
-        raise DeviceError(f"{what} cannot be fetched: {_last(done.stderr)} (apt-get update first?)")
+        raise DeviceError(f"{what} cannot be fetched: {_cause(done.stderr)}; {advice}")
     return done.stdout
 
 
-def _last(text: str) -> str:
-    return (text.strip().splitlines() or ["no reason was given"])[-1]
+def _cause(text: str) -> str:
+    """apt's first error (those after it follow from it), else the last line of ``text``."""
+    lines = [" ".join(line.split()) for line in text.strip().splitlines()]
+    errors = [line.removeprefix("E: ") for line in lines if line.startswith("E: ")]
+    return (errors[:1] or lines[-1:] or ["no reason was given"])[0]
