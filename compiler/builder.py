@@ -64,6 +64,7 @@ def build(
     search_minutes: float = 10.0,
     keep_reference: bool = True,
     verify: bool | None = None,
+    verify_seconds: float = 60.0,
     workers: Workers | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Report:
@@ -78,7 +79,9 @@ def build(
     threads: of the latency measurement. version: release counter in the manifest.
     search_minutes: time after which no further recipe or choice of float layers is tried for
     the limits; the best so far is built. verify: run the bundle on the target's devices;
-    None: on those that are installed. workers: the processes that trainings are shared with.
+    None: on those that are installed. verify_seconds: per device; the golden sample and one
+    more are run in any case, others only while it is likely to suffice. workers: the processes
+    that trainings are shared with.
 
     Returns the report; ``report.kept`` is False if a promise is broken. Raises EdgecError,
     and leaves nothing behind, if the bundle cannot be built.
@@ -244,7 +247,9 @@ def build(
             results=results,
         )
         if to_verify_on:
-            ran, kept = verify_built(file, exported.model, to_verify_on, inputs, progress)
+            ran, kept = verify_built(
+                file, exported.model, to_verify_on, inputs, verify_seconds, progress
+            )
             report = replace(report, devices=ran, promises=report.promises + kept)
         _write(folder, places, lock_file, report)
         if keep_reference:

@@ -145,6 +145,13 @@ def main(traceback: bool) -> None:
     default=None,
     help="Run the bundle on the target's devices (`edgec devices`).  [default: on those installed]",
 )
+@click.option(
+    "--verify-seconds",
+    type=click.FloatRange(0, 1_000_000),
+    default=60.0,
+    show_default=True,
+    help="Time for a device to run samples; it runs the golden sample and one more in any case.",
+)
 @json_option
 def build(source: str | None, as_json: bool, **options: Any) -> None:
     """Build SOURCE for one or more targets, check the bundles and write their reports.

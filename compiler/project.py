@@ -58,6 +58,7 @@ class Job:
     search_minutes: float = 10.0
     keep_reference: bool = True
     verify: bool | None = None
+    verify_seconds: float = 60.0
 
     def run(
         self, progress: Callable[[str, int, int], None], workers: Workers | None = None
@@ -83,6 +84,7 @@ class Job:
             search_minutes=self.search_minutes,
             keep_reference=self.keep_reference,
             verify=self.verify,
+            verify_seconds=self.verify_seconds,
             workers=workers,
             progress=progress,
         )
@@ -154,6 +156,7 @@ def jobs_from_options(source: str | None, options: Mapping[str, Any]) -> tuple[J
             search_minutes=options["search_minutes"],
             keep_reference=options["reference"],
             verify=options["verify"],
+            verify_seconds=options["verify_seconds"],
         )
         for target in targets
     )

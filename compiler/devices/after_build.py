@@ -17,7 +17,7 @@ from edgec.inputs import Inputs
 from edgec.report import OnDeviceResult, Promise
 from edgec.targets import Target, load_profile
 
-SAMPLES = 4  # an emulator takes seconds for each
+SAMPLES = 4  # an emulator takes seconds for each; fewer where it takes minutes
 
 
 def devices_to_verify_on(target: Target, verify: bool | None) -> tuple[tuple[str, ...], str]:
@@ -45,15 +45,21 @@ def verify_built(
     reference: ir.Model,
     devices: tuple[str, ...],
     inputs: Inputs,
+    seconds: float,
     progress: Callable[[str, int, int], None],
 ) -> tuple[tuple[OnDeviceResult, ...], tuple[Promise, ...]]:
-    """Run the bundle on the devices; the results, and the promise that each that ran must keep."""
+    """Run the bundle on the devices; the results, and the promise that each that ran must keep.
+
+    seconds: per device, as in ``verify_on``.
+    """
     feeds = (sample.feeds for sample in inputs.judged())
     samples = evenly(feeds, inputs.judged_count, SAMPLES)
     with tempfile.TemporaryDirectory(prefix="edgec-") as folder:
         file = pathlib.Path(folder, "reference.onnx")
         save_reference(reference, file)
-        verdicts = verify_on(bundle, devices, samples, against=file, progress=progress)
+        verdicts = verify_on(
+            bundle, devices, samples, against=file, seconds=seconds, progress=progress
+        )
     return tuple(map(_result, verdicts)), tuple(
         _promise(v) for v in verdicts if v.status != "checked"
     )

@@ -8,6 +8,7 @@ reference than on this machine, by more than ``MAX_LOSS_DB``.
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +20,7 @@ import numpy as np
 import edgec_runtime
 from edgec.data import Sample, open_data
 from edgec.devices.connect import check_name, open_device
-from edgec.devices.job import Device, Job, Outcome
+from edgec.devices.job import Job, Outcome
 from edgec.errors import DeviceError, DeviceMissingError, TargetMismatchError
 from edgec.evaluate import Judgement, judge_outputs
 from edgec.lint import lint_bundle
@@ -42,7 +43,7 @@ class OnDevice:
     status: "skipped" if the device cannot be used on this machine, "refused" if the bundle is
     not for it or does not run there, "failed" if its answers are wrong, "checked" if nothing
     runs on this device (``Outcome.checked``). reason: why, what was checked, or why its
-    instructions are not counted.
+    instructions are not counted, and how many samples were run if the time was short.
     judgement: against the reference on the device's outputs; here: on this machine's.
     """
 
@@ -117,6 +118,7 @@ def verify_on(
     *,
     against: str | os.PathLike[str] | None = None,
     any_target: bool = False,
+    seconds: float = math.inf,
     progress: Progress = lambda what, done, total: None,
 ) -> tuple[OnDevice, ...]:
     """Run a bundle on every device and judge it there.
@@ -124,7 +126,8 @@ def verify_on(
     samples: what to run besides the bundle's golden sample. against: an .onnx file or a
     bundle; by default the reference that the build left beside the bundle; without one, the
     device is compared with this machine. any_target: also run a bundle that was built for
-    other devices.
+    other devices. seconds: per device; the golden sample and the first of ``samples`` are run
+    in any case, each further one only while the time is likely to stay below it.
     Raises EdgecError if the bundle is damaged; what goes wrong on a device is in its verdict.
     """
     bundle = read_bundle(path, check="full")
@@ -136,7 +139,7 @@ def verify_on(
     verdicts = []
     for name in devices:
         progress(f"verify on {name}", 0, 1)
-        verdicts.append(_verify_one(bundle, name, expected, given.of, any_target))
+        verdicts.append(_verify_one(bundle, name, expected, given.of, any_target, seconds))
         progress(f"verify on {name}", 1, 1)
     return tuple(verdicts)
 
@@ -176,25 +179,31 @@ class _Expected:
         return cls(every, reference, here, classifier)
 
     def judged(self, outputs: Sequence[Mapping[str, Array]]) -> Judgement:
-        """Outputs for all feeds against the reference; the golden sample only if it is alone."""
+        """Outputs for the first feeds against the reference; the golden one only if it is alone."""
         first = 1 if len(self.feeds) > 1 else 0
         expected, actual = iter(self.reference[first:]), iter(outputs[first:])
         return judge_outputs(
             lambda feeds: next(expected),
             lambda feeds: next(actual),
-            [Sample(given, {}) for given in self.feeds[first:]],
+            [Sample(given, {}) for given in self.feeds[first : len(outputs)]],
             classifier=self.classifier,
         )
 
 
 def _verify_one(
-    bundle: Bundle, name: str, expected: _Expected, of_samples: int, any_target: bool
+    bundle: Bundle,
+    name: str,
+    expected: _Expected,
+    of_samples: int,
+    any_target: bool,
+    seconds: float,
 ) -> OnDevice:
     try:
         with open_device(name) as device:
             if not any_target:
                 check_fits(bundle, device.profile)
-            outcome = _run(device, bundle, expected)
+            counts = device.profile.counts
+            outcome = device.run(Job(bundle.path, expected.feeds, count=counts, seconds=seconds))
             if not any_target:
                 _check_providers(bundle, device.profile, outcome)
     except DeviceMissingError as error:
@@ -205,7 +214,8 @@ def _verify_one(
         return OnDevice(name, "checked", outcome.checked, outcome=outcome)
     [entry, *_] = bundle.manifest.golden
     tested = golden.judge(entry, bundle.read(entry.outputs_file), outcome.outputs[0])
-    judgement, here = expected.judged(outcome.outputs), expected.judged(expected.here)
+    judgement = expected.judged(outcome.outputs)
+    here = expected.judged(expected.here[: len(outcome.outputs)])
     least_db = least_sqnr_db(here, device.profile)
     reason = _wrong(name, tested, judgement, here, least_db)
     if not reason and not expected.in_floats and judgement.agreement < here.agreement:
@@ -215,12 +225,20 @@ def _verify_one(
             "model a float output (its scores) to see by how much"
         )
     status: Literal["passed", "failed"] = "failed" if reason else "passed"
-    reason = reason or outcome.uncounted
+    few = _too_slow(outcome, len(expected.feeds), seconds)
+    reason = "; ".join(text for text in (reason, few, outcome.uncounted) if text)
     return OnDevice(name, status, reason, tested, judgement, here, of_samples, outcome, least_db)
 
 
-def _run(device: Device, bundle: Bundle, expected: _Expected) -> Outcome:
-    return device.run(Job(bundle=bundle.path, feeds=expected.feeds, count=device.profile.counts))
+def _too_slow(outcome: Outcome, feeds: int, seconds: float) -> str:
+    """How many samples were run if not all were, and why; feeds: the golden sample and all."""
+    ran = len(outcome.outputs)
+    if ran == feeds:
+        return ""
+    return (
+        f"{ran - 1} of {feeds - 1} samples were run there: with one more, the runs were likely to "
+        f"take longer than {seconds:g} s (--verify-seconds)"
+    )
 
 
 def check_fits(bundle: Bundle, profile: Profile) -> None:

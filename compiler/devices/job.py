@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 import shutil
 import zipfile
@@ -32,6 +33,8 @@ class Job:
 
     repeats: timed calls with the first feeds. count: mark one warm call with the first feeds
     for a counter of executed instructions. threads: 0 lets ONNX Runtime choose.
+    seconds: two feeds are run in any case; each further one only while the time of all runs is
+    likely to stay below it, so that there may be fewer outputs than feeds.
     """
 
     bundle: pathlib.Path
@@ -39,11 +42,12 @@ class Job:
     threads: int = 1
     repeats: int = 0
     count: bool = False
+    seconds: float = math.inf
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a device gave: outputs by name for each of the job's feeds.
+    """What a device gave: outputs by name for each of the job's feeds, or for the first of them.
 
     arch, os, features: as the device itself tells. latency_ms: of the repeats.
     counts: executed instructions of one warm call by class, None where they are not counted;
@@ -112,6 +116,7 @@ def write_job(job: Job, folder: pathlib.Path) -> None:
         "threads": job.threads,
         "repeats": job.repeats,
         "count": job.count,
+        "limit_ms": None if math.isinf(job.seconds) else round(job.seconds * 1e3),
     }
     (folder / guest.JOB).write_text(json.dumps(table), encoding="utf-8")
 
@@ -140,8 +145,10 @@ def read_outcome(job: Job, folder: pathlib.Path, profile: Profile, log: str = ""
     if "error" in table:
         raise DeviceError(f"{where}: {table['error']}")
     arrays = guest.read_tensors(folder / guest.OUTPUTS)
+    all_ran = math.isinf(job.seconds)
+    ran = len(job.feeds) if all_ran else len({key.partition(" ")[0] for key in arrays})
     return Outcome(
-        outputs=guest.by_sample(arrays, len(job.feeds)),
+        outputs=guest.by_sample(arrays, ran),
         onnxruntime=table["onnxruntime"],
         arch=table["arch"],
         os=table["os"],

@@ -9,12 +9,14 @@ from dataclasses import replace
 import bundle_samples
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 from devices import bundles
 from onnx import helper
 
 import edgec
+from edgec import builder
 from edgec.cli import main
 from edgec.devices import check
 from edgec.devices.check import Samples, evenly, verify_on
@@ -184,6 +186,62 @@ def test_a_model_that_onnxruntime_optimized_for_this_cpu_is_no_source(
     onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
     with pytest.raises(SourceError, match="ORT_ENABLE_EXTENDED"):
         edgec.build(tmp_path / "optimized.onnx", target="x86-64", output=tmp_path / "out")
+
+
+def test_a_device_without_time_runs_the_golden_sample_and_one_more(bundle: pathlib.Path) -> None:
+    given = Samples(tuple(bundles.samples()), 3)
+    [verdict] = verify_on(bundle, ["native"], given, seconds=0.0)
+    assert verdict.status == "passed"
+    assert verdict.outcome is not None and len(verdict.outcome.outputs) == 2
+    assert verdict.judgement == verdict.here  # over the same samples
+    assert verdict.judgement is not None and verdict.judgement.samples == 1
+    assert verdict.reason.startswith("1 of 3 samples were run there")
+    assert "longer than 0 s" in verdict.reason and "--verify-seconds" in verdict.reason
+
+
+def test_verify_runs_as_many_samples_as_it_is_told(bundle: pathlib.Path) -> None:
+    given = Samples(tuple(bundles.samples(12)), 12)
+    [verdict] = verify_on(bundle, ["native"], given)
+    assert verdict.judgement is not None and verdict.judgement.samples == 12
+    assert verdict.reason == ""
+
+
+def test_a_bundle_has_the_same_bytes_however_long_its_device_took(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    monkeypatch.setattr(builder, "devices_to_verify_on", lambda target, verify: (("native",), ""))
+    made, reports = [], []
+    for name, seconds in (("short", 0.0), ("long", 600.0)):
+        (tmp_path / name).mkdir()
+        source, output = tmp_path / "mlp.onnx", tmp_path / name / "mlp.edgec"
+        ir.save(bundles.model(), source)
+        given = {"recipe": bundles.RECIPE, "evaluation": bundles.samples}
+        report = edgec.build(
+            source, target="x86-64", output=output, verify_seconds=seconds, **given
+        )
+        files = sorted(output.parent.iterdir())
+        made.append({f.name: f.read_bytes() for f in files if "report" not in f.name})
+        reports.append(report)
+    assert made[0] == made[1] and len(made[0]) >= 3  # bundle, lock, reference
+    short, long = (report.devices[0] for report in reports)
+    assert (short.samples, long.samples) == (1, 3)
+    assert "1 of 3 samples" in short.reason and long.reason == ""
+    assert reports[0].promises[-1].reason == short.reason
+
+
+def test_the_command_line_sets_the_time_of_a_device(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    monkeypatch.setattr(builder, "devices_to_verify_on", lambda target, verify: (("native",), ""))
+    ir.save(bundles.model(), tmp_path / "mlp.onnx")
+    (tmp_path / "data.py").write_text("from devices.bundles import samples\n")
+    arguments = ["build", str(tmp_path / "mlp.onnx"), "--target", "x86-64", "--json"]
+    arguments += ["--recipe", bundles.RECIPE, "--evaluation", f"{tmp_path}/data.py:samples"]
+    arguments += ["-o", str(tmp_path / "out"), "--verify-seconds", "0"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    [device] = json.loads(result.stdout)["devices"]
+    assert device["samples"] == 1 and "1 of 3 samples were run there" in device["reason"]
 
 
 def test_samples_are_taken_evenly() -> None:

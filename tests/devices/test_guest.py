@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from edgec.devices import guest
 from edgec.devices.guest import by_sample, numbered, read_tensors, write_tensors
 from edgec.devices.job import Job, write_job
 from edgec.errors import DataError
@@ -42,6 +43,24 @@ def test_samples_keep_their_order() -> None:
     samples = ({"x": np.zeros(1), "two words": np.ones(2)}, {"x": np.full(1, 2.0)})
     assert by_sample(numbered(samples), 2)[1]["x"] == 2.0
     assert list(by_sample(numbered(samples), 2)[0]) == ["x", "two words"]
+
+
+def test_samples_are_run_while_one_more_is_likely_to_end_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+
+    def model() -> dict[str, np.ndarray]:
+        nonlocal now
+        now += 10.0  # seconds
+        return {}
+
+    monkeypatch.setattr(guest.time, "perf_counter", lambda: now)
+    ran = {
+        limit_ms: len(guest._run_feeds(model, [{}] * 5, limit_ms))
+        for limit_ms in (0, 29_999, 30_000, 45_000, 50_000, None)
+    }
+    assert ran == {0: 2, 29_999: 2, 30_000: 3, 45_000: 4, 50_000: 5, None: 5}
 
 
 def test_strings_cannot_be_sent(tmp_path: pathlib.Path) -> None:

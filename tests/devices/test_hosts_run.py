@@ -62,6 +62,17 @@ def test_outputs_equal_python_bit_for_bit(runner: pathlib.Path, tmp_path: pathli
     assert len(there.latency_ms) == 2 and there.load_ms > 0
 
 
+def test_two_samples_are_run_where_the_time_allows_no_more(
+    runner: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    path, feeds = write_sample(tmp_path / "a"), [{"x": np.full((1, 8), i, "f")} for i in range(5)]
+    there = run(runner, Job(path, feeds, repeats=1, count=True, seconds=0.0), tmp_path / "short")
+    for given, output in zip(feeds[:2], there.outputs, strict=True):
+        np.testing.assert_array_equal(output["y"], edgec_runtime.load(path)(**given)["y"])
+    enough = run(runner, Job(path, feeds, seconds=600.0), tmp_path / "long")
+    assert len(enough.outputs) == 5
+
+
 @pytest.mark.slow
 def test_outputs_equal_python_on_an_emulated_arm64_cpu(tmp_path: pathlib.Path) -> None:
     profile = load_profile("cortex-a76")

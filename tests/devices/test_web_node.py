@@ -128,6 +128,15 @@ def test_every_dtype_makes_the_round_trip(tmp_path: pathlib.Path) -> None:
         np.testing.assert_array_equal(found, feeds[f"in {dtype}"])
 
 
+def test_two_samples_are_run_where_the_time_allows_no_more(bundle: pathlib.Path) -> None:
+    with open_device("node-wasm") as device:
+        short = device.run(Job(bundle, bundles.samples(4), seconds=0.0))
+        enough = device.run(Job(bundle, bundles.samples(4), seconds=600.0))
+    assert (len(short.outputs), len(enough.outputs)) == (2, 4)
+    for given, output in zip(enough.outputs, short.outputs, strict=False):
+        np.testing.assert_array_equal(given["y"], output["y"])
+
+
 @pytest.mark.parametrize("kept", [10, 70_000, -1])
 def test_a_truncated_bundle_is_refused(
     bundle: pathlib.Path, tmp_path: pathlib.Path, kept: int

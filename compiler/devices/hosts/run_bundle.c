@@ -23,7 +23,7 @@
 #include <time.h>
 #endif
 
-enum { MAX_PATH_BYTES = 4096, MAX_RANK = 16, MARK = 0x0ED6E000 };
+enum { MAX_PATH_BYTES = 4096, MAX_RANK = 16, LEAST = 2, MARK = 0x0ED6E000 };
 
 static const struct {
     const char *code; /* of safetensors */
@@ -274,14 +274,27 @@ static bool call(Run *run, EdgecError *error)
     return right;
 }
 
+/* Whether one more sample is likely to end behind the job's limit; LEAST are always run. */
+static bool is_enough(const Run *run, size_t done, double spent_ms)
+{
+    const EdgecJson *limit = edgec_json_find(run->job, "limit_ms");
+    if (done < LEAST || !limit || limit->kind != EDGEC_JSON_INTEGER)
+        return false;
+    return spent_ms / (double)done * (double)(done + 1) > (double)limit->integer;
+}
+
 static bool run_all(Run *run, EdgecError *error)
 {
     const EdgecJson *count = edgec_json_find(run->job, "count");
-    for (size_t i = 0; i < run->samples; i++)
+    double start = now_ms();
+    for (size_t i = 0; i < run->samples; i++) {
         if (!set_feeds(run, i, error) ||
             !edgec_model_run(run->model, (const OrtValue *const *)run->inputs,
                              run->outputs + i * run->model->output_count, error))
             return false;
+        if (is_enough(run, i + 1, now_ms() - start))
+            run->samples = i + 1; /* no others are written */
+    }
     if (!run->samples)
         return true;
     if (!set_feeds(run, 0, error))
