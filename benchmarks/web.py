@@ -30,6 +30,7 @@ from fixtures.locate import FixtureMissing
 from kinds import Array, Feeds, Given
 
 import edgec
+from edgec.agreement import AgreementRule
 from edgec.data import Sample
 from edgec.devices.guest import by_sample, numbered, read_tensors, write_tensors
 from edgec.devices.install import installed_folder, missing
@@ -173,7 +174,7 @@ def judged_db(
         lambda feeds: next(wanted),
         lambda feeds: next(found),
         [Sample(given, {}) for given in samples],
-        classifier=None,
+        rule=AgreementRule(),
     )
     return judged.sqnr_db
 

@@ -13,8 +13,9 @@ import numpy as np
 import onnx_ir as ir
 
 import edgec_runtime
+from edgec.agreement import AgreementRule
 from edgec.bench import Timing, interleave
-from edgec.evaluate import Judgement, find_classifier, judge_outputs
+from edgec.evaluate import Judgement, judge_outputs
 from edgec.inputs import Inputs
 from edgec.machine import absent_providers, cpu_name, is_kind_of, this_machine
 from edgec.metrics import METRICS, TaskMetric
@@ -48,7 +49,7 @@ def settle(
         count=inputs.judged_count if inputs.evaluation is not None else 0,
         where=inputs.evaluation.where if inputs.evaluation is not None else "",
         metric=metric,
-        classifier=_classifier(reference, source, metric),
+        classifier=_rule(reference, source, metric).class_scores,
         reference=lambda: (reference, reference_runner(reference)),
         inputs=input_specs(reference),
         image=source.image,
@@ -72,7 +73,7 @@ def judge_bundle(
         run_reference,
         lambda feeds: model(**feeds),
         inputs.judged(),
-        classifier=_classifier(reference, source, metric),
+        rule=_rule(reference, source, metric),
         metric=metric if inputs.evaluation is not None else None,
         slices=slices,
         progress=lambda done: progress("evaluate", done, total),
@@ -153,9 +154,9 @@ def time_all(
     return {timing.name: timing for timing in timings}, measured
 
 
-def _classifier(reference: ir.Model, source: Source, metric: TaskMetric | None) -> str | None:
+def _rule(reference: ir.Model, source: Source, metric: TaskMetric | None) -> AgreementRule:
     declared = source.labels is not None or metric in (METRICS["top1"], METRICS["top5"])
-    return find_classifier(reference, declared)
+    return AgreementRule.of_model(reference, declared)
 
 
 def _caller(session: Any, feeds: Feeds) -> Callable[[], object]:

@@ -297,7 +297,7 @@ class OnDeviceResult:
 class Report:
     """Everything that a build measured and decided.
 
-    agreement: share of samples on which bundle and reference agree, 0..1.
+    agreement: how far bundle and reference agree, 0..1, mean over the samples.
     judged_on: which data the figures come from, in words.
     """
 

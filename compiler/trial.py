@@ -14,8 +14,9 @@ from typing import Any
 
 import onnx_ir as ir
 
+from edgec.agreement import AgreementRule
 from edgec.bench import interleave
-from edgec.evaluate import Run, find_classifier, judge_outputs
+from edgec.evaluate import Run, judge_outputs
 from edgec.inputs import Inputs
 from edgec.machine import absent_providers, is_kind_of, this_machine
 from edgec.metrics import METRICS, TaskMetric
@@ -119,7 +120,7 @@ class Judge:
             runs[0],
             runs[1],
             samples.samples(),
-            classifier=find_classifier(self.reference, self.declared or top_k),
+            rule=AgreementRule.of_model(self.reference, self.declared or top_k),
             metric=self.metric if labelled else None,
         )
         drop = 1.0 - judgement.agreement if judgement.metric is None else judgement.metric.drop

@@ -10,6 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 import edgec_runtime
+from edgec.agreement import AgreementRule
 from edgec.data import open_data
 from edgec.errors import DataError, SourceError
 from edgec.evaluate import Judgement, judge_outputs
@@ -128,9 +129,7 @@ def verify_bundle(
             )
         reference: pathlib.Path = beside
         data = open_data(evaluation, bundle_input_specs(model.manifest), "evaluation")
-        rule = str(model.manifest.results.get("agreement_rule", ""))
-        floats = [v.name for v in model.outputs if v.dtype.startswith("float")]
-        classifier = floats[0] if rule == "same argmax" and len(floats) == 1 else None
+        rule = AgreementRule.of_bundle(model.manifest)
         run_reference = open_runner(reference, model.manifest, threads=0)
         examined = examine(
             asked,
@@ -138,7 +137,7 @@ def verify_bundle(
             count=len(data),
             where=data.where,
             metric=task_metric,
-            classifier=classifier,
+            classifier=rule.class_scores,
             reference=lambda: (_graph(reference), run_reference),
             inputs=bundle_input_specs(model.manifest),
             image=model.manifest.image,
@@ -147,7 +146,7 @@ def verify_bundle(
             run_reference,
             lambda feeds: model(**feeds),
             data.samples(),
-            classifier=classifier,
+            rule=rule,
             metric=task_metric,
             slices=examined.slices,
             progress=lambda done: progress("evaluate", done, len(data)),

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 import edgec_runtime
+from edgec.agreement import AgreementRule
 from edgec.data import Sample, open_data
 from edgec.devices.connect import check_name, open_device
 from edgec.devices.job import Job, Outcome
@@ -151,7 +152,7 @@ class _Expected:
     feeds: tuple[Mapping[str, Array], ...]
     reference: tuple[Mapping[str, Array], ...]
     here: tuple[Mapping[str, Array], ...]
-    classifier: str | None
+    rule: AgreementRule
 
     @property
     def in_floats(self) -> bool:
@@ -173,10 +174,7 @@ class _Expected:
         if beside is not None:
             run = open_runner(beside, bundle.manifest, threads=1)
             reference = tuple(run(given) for given in every)
-        rule = str(bundle.manifest.results.get("agreement_rule", ""))
-        floats = [v.name for v in model.outputs if v.dtype.startswith("float")]
-        classifier = floats[0] if rule == "same argmax" and len(floats) == 1 else None
-        return cls(every, reference, here, classifier)
+        return cls(every, reference, here, AgreementRule.of_bundle(bundle.manifest))
 
     def judged(self, outputs: Sequence[Mapping[str, Array]]) -> Judgement:
         """Outputs for the first feeds against the reference; the golden one only if it is alone."""
@@ -186,7 +184,7 @@ class _Expected:
             lambda feeds: next(expected),
             lambda feeds: next(actual),
             [Sample(given, {}) for given in self.feeds[first : len(outputs)]],
-            classifier=self.classifier,
+            rule=self.rule,
         )
 
 

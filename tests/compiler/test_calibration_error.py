@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgec.agreement import AgreementRule, Same
 from edgec.calibration_error import BINS, ConfidenceTally, calibration_error
 from edgec.data import Sample
 from edgec.evaluate import judge_outputs
@@ -96,6 +97,8 @@ def test_the_judgement_has_it_where_classes_are_labelled(labels: Any, measured: 
     def run(feeds: Any) -> Any:
         return {"y": np.array([[0.0, 2.0, 1.0]], np.float32)}
 
-    found = judge_outputs(run, run, [Sample({}, labels)] * 3, classifier="y")
+    samples = [Sample({}, labels)] * 3
+    found = judge_outputs(run, run, samples, rule=AgreementRule(Same.ARGMAX, "y"))
     assert (found.confidence is not None) == measured
-    assert judge_outputs(run, run, [Sample({}, labels)], classifier=None).confidence is None
+    for rule in (AgreementRule(), AgreementRule(Same.DECISIONS, "y")):
+        assert judge_outputs(run, run, samples, rule=rule).confidence is None

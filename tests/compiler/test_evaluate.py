@@ -1,55 +1,23 @@
-"""Who is a classifier, and what agreement and SQNR are."""
+"""What a judgement says: agreement, SQNR and the metric of all samples."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import graphs
 import numpy as np
-import onnx_ir as ir
 import pytest
 
+from edgec.agreement import AgreementRule, Same
 from edgec.data import Sample
 from edgec.errors import DataError
-from edgec.evaluate import find_classifier, judge_outputs
+from edgec.evaluate import judge_outputs
 from edgec.metrics import METRICS
 
-HEAD = {"w": graphs.weight(8, 5), "b": graphs.feed(5)}
+CLOSE = AgreementRule()
+ARGMAX = AgreementRule(Same.ARGMAX, "y")
 
 
-def ends_in(nodes: str, shape: str = "batch, 5") -> ir.Model:
-    return graphs.graph(f"g (float[batch, 8] x) => (float[{shape}] y) {{ {nodes} }}", HEAD)
-
-
-@pytest.mark.parametrize(
-    ("nodes", "recognised"),
-    [
-        ("y = Gemm (x, w, b)", True),
-        ("m = MatMul (x, w) y = Add (m, b)", True),
-        ("m = MatMul (x, w) y = Softmax (m)", True),
-        ("m = MatMul (x, w) s = Softmax (m) y = Identity (s)", True),
-        ("m = MatMul (x, w) y = Relu (m)", False),
-        ("m = MatMul (x, w) y = Tanh (m)", False),
-        ("m = MatMul (x, w) y = LpNormalization (m)", False),  # an embedding
-    ],
-)
-def test_logits_are_recognised_by_their_last_node(nodes: str, recognised: bool) -> None:
-    model = ends_in(nodes)
-    assert find_classifier(model, declared=False) == ("y" if recognised else None)
-    assert find_classifier(model, declared=True) == "y"
-
-
-def test_one_number_or_two_outputs_are_no_classifier() -> None:
-    narrow = graphs.graph(
-        "g (float[batch, 8] x) => (float[batch, 1] y) { y = MatMul (x, w) }",
-        {"w": graphs.weight(8, 1)},
-    )
-    assert find_classifier(narrow, declared=True) is None
-    model, _ = graphs.lstm()
-    assert find_classifier(model, declared=True) is None
-
-
-def judged(expected: Any, actual: Any, classifier: str | None = None, **rest: Any) -> Any:
+def judged(expected: Any, actual: Any, rule: AgreementRule = CLOSE, **rest: Any) -> Any:
     """Judge outputs that are given sample by sample."""
     samples = [Sample({"i": np.array(i)}, rest.get("labels", {})) for i in range(len(expected))]
 
@@ -60,7 +28,7 @@ def judged(expected: Any, actual: Any, classifier: str | None = None, **rest: An
         runs(expected),
         runs(actual),
         samples,
-        classifier=classifier,
+        rule=rule,
         metric=rest.get("metric"),
     )
 
@@ -68,14 +36,14 @@ def judged(expected: Any, actual: Any, classifier: str | None = None, **rest: An
 def test_a_classifier_agrees_where_the_argmax_is_the_same() -> None:
     expected = [[[1, 2, 3]], [[3, 2, 1]], [[0, 1, 0]], [[0, 0, 1]]]
     actual = [[[0, 0, 9]], [[3, 4, 1]], [[0, 0.1, 0]], [[0, 0, 1]]]
-    result = judged(expected, actual, "y")
+    result = judged(expected, actual, ARGMAX)
     assert result.agreement == 0.75 and result.rule == "same argmax" and result.samples == 4
 
 
 def test_a_bundle_that_gives_nan_agrees_with_nothing() -> None:
     nan = [[[float("nan")] * 3]]
-    for classifier in ("y", None):
-        result = judged([[[3, 2, 1]]], nan, classifier)
+    for rule in (ARGMAX, CLOSE):
+        result = judged([[[3, 2, 1]]], nan, rule)
         assert result.agreement == 0.0 and result.sqnr_db == -200.0
 
 
@@ -99,11 +67,11 @@ def test_equal_infinities_are_no_noise() -> None:
 
 def test_a_metric_needs_labels() -> None:
     with pytest.raises(DataError, match="needs labels"):
-        judged([[[1.0, 2.0]]], [[[1.0, 2.0]]], "y", metric=METRICS["top1"])
+        judged([[[1.0, 2.0]]], [[[1.0, 2.0]]], ARGMAX, metric=METRICS["top1"])
     labelled = judged(
         [[[1.0, 2.0]]] * 2,
         [[[1.0, 2.0]], [[2.0, 1.0]]],
-        "y",
+        ARGMAX,
         metric=METRICS["top1"],
         labels={"label": np.array([1])},
     )
@@ -125,7 +93,7 @@ def test_positions_that_a_mask_hides_count_for_nothing() -> None:
             lambda feeds: {"y": expected},
             lambda feeds: {"y": actual},
             [Sample(feeds, {})],
-            classifier=None,
+            rule=CLOSE,
         )
         assert judged.agreement == agreement
         assert (judged.sqnr_db == 200.0) == (agreement == 1.0)

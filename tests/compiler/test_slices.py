@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgec.agreement import AgreementRule, Same
 from edgec.answers import agreement_score, mean_score, metric_score, standard_error
 from edgec.data import Sample
 from edgec.errors import DataError
@@ -157,7 +158,7 @@ def judged(metric: TaskMetric | None, column: str = "group") -> Any:
         outputs(right),
         outputs(answers),
         samples,
-        classifier="y",
+        rule=AgreementRule(Same.ARGMAX, "y"),
         metric=metric,
         slices=SliceColumn(column, 3),
     )
