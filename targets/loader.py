@@ -13,8 +13,11 @@ from typing import Any, TypeVar
 from edgec.targets.profile import Environment, Profile
 from edgec.targets.schema import Target
 from edgec_runtime.errors import EdgecError, suggestion
+from edgec_runtime.machine import this_machine
 
 T = TypeVar("T")
+
+HOST_CPU = "host"  # cpu of a profile that this machine's own executes
 
 _FOLDER = pathlib.Path(__file__).parent
 _KINDS = {str: "text", int: "a whole number", bool: "true or false"}
@@ -53,13 +56,14 @@ def profile_names() -> list[str]:
 def load_profile(name_or_path: str | pathlib.Path) -> Profile:
     """The device profile of that name, or the one that a TOML file describes.
 
-    Raises TargetError if there is no such profile or the file has a mistake.
+    Where this machine's own CPU is the device's, so are its features. Raises TargetError if
+    there is no such profile or the file has a mistake.
     """
     text = str(name_or_path)
     if text in profile_names():
-        return _read(Profile, _FOLDER / "profiles" / f"{text}.toml", "profile")
+        return _read_profile(_FOLDER / "profiles" / f"{text}.toml")
     if text.endswith(".toml"):
-        return _read(Profile, pathlib.Path(text), "profile")
+        return _read_profile(pathlib.Path(text))
     raise TargetError(
         f"unknown device '{text}'{suggestion(text, profile_names())}; `edgec devices` lists "
         "them; a path to a .toml file, ssh://user@host and adb: are understood, too"
@@ -73,6 +77,20 @@ def load_environment(name: str) -> Environment:
         known = sorted(p.stem for p in path.parent.glob("*.toml"))
         raise TargetError(f"unknown environment '{name}'{suggestion(name, known)}")
     return _read(Environment, path, "environment")
+
+
+def _read_profile(path: pathlib.Path) -> Profile:
+    profile = _read(Profile, path, "profile")
+    if profile.cpu != HOST_CPU:
+        return profile
+    if profile.features:
+        raise TargetError(
+            f"profile file {path}: cpu is '{HOST_CPU}', so the features are this machine's; leave "
+            "features empty ([])"
+        )
+    machine = this_machine()
+    own = machine.features if machine.arch == profile.arch else ()
+    return dataclasses.replace(profile, features=tuple(sorted(own)))
 
 
 def _read(cls: type[T], path: pathlib.Path, what: str = "target") -> T:

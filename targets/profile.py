@@ -27,13 +27,13 @@ class Profile:
     description: str  # one line for people
     arch: Arch  # instruction set that bundles must be built for
     os: tuple[str, ...]  # operating systems whose bundles it stands for
-    features: tuple[str, ...]  # CPU features that the device has
+    features: tuple[str, ...]  # CPU features that the device has; none where cpu is "host"
     runner: Runner
     environment: str = ""  # what has to be fetched; empty: nothing
     host: str = ""  # instruction set that this machine must have; empty: any
     programs: tuple[str, ...] = ()  # that must be on this machine's PATH, as the environment's
     emulator: str = "host"  # folder of the environment that the emulator is in
-    cpu: str = ""  # the emulator's CPU model, with its options
+    cpu: str = ""  # the emulator's CPU model, with its options; "host": this machine's own CPU
     providers: tuple[str, ...] = ("CPUExecutionProvider",)  # execution providers that run
     provider_options: Mapping[str, str] = field(default_factory=dict)  # of the first of them
     enough_db: int = 40  # SQNR above which losing some of it does not count: CPUs differ as much

@@ -2,8 +2,7 @@
 
 The program is ``hosts/run_bundle.c``, compiled once with MinGW and kept with a Windows
 folder of its own (a wine prefix) in the device's environment, under the digest of what they
-were made from. It opens no window and no connection. The CPU is this machine's, and so
-are the features of the profile that is opened.
+were made from. It opens no window and no connection. The CPU is this machine's.
 
 Left out on purpose: 32-bit programs, Windows on ARM, other compilers than MinGW.
 """
@@ -18,12 +17,10 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 
 from edgec.devices.job import Device, Job, Outcome, read_outcome, write_job
 from edgec.devices.local import clean_environment, execute
 from edgec.errors import DeviceError
-from edgec.machine import this_machine
 from edgec.targets import Profile
 
 HOSTS = pathlib.Path(__file__).with_name("hosts")
@@ -70,8 +67,7 @@ def open_wine(profile: Profile, folder: pathlib.Path) -> Wine:
     built = folder / f"built-{_digest()}"
     if not built.is_dir():
         _build([*command, str(library)], built, profile.name)
-    present = replace(profile, features=tuple(sorted(this_machine().features)))
-    return Wine(present, built, library)
+    return Wine(profile, built, library)
 
 
 def _build(command: Sequence[str], goal: pathlib.Path, device: str) -> None:
