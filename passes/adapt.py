@@ -24,10 +24,12 @@ import onnx_ir as ir
 
 from edgec.passes.continual import choose, fisher, known_classes, read_memory, split_memory
 from edgec.passes.contract import Context, PassError, Result, Samples, Skip, Stage
-from edgec.passes.course import Course, Lore, Outcome, Ties, scores
+from edgec.passes.course import LABEL, Lore, Ties, scores, train
 from edgec.passes.curriculum import Example, examples
 from edgec.passes.head import Growth, Head, find_head, replace_head
 from edgec.passes.lora import Branch, add_branches, branches
+from edgec.passes.training_loop import Outcome, fixed_threads
+from edgec.passes.training_settings import TrainingSettings
 from edgec.passes.weights import Array
 from edgec_runtime.errors import suggestion
 
@@ -36,8 +38,6 @@ if TYPE_CHECKING:
 
 Method = Literal["head", "full", "lora"]
 
-_LABEL = "label"  # the key of class labels where there are several
-_THREADS = 1  # sums depend on the number of threads: one gives the same bytes everywhere
 # inputs that are weights, whatever their size; others are constants of the calculation
 _WEIGHT_INPUTS: Mapping[str, tuple[int, ...]] = {
     "BatchNormalization": (1, 2),
@@ -76,7 +76,7 @@ class Adapted:
 
 
 @dataclass(frozen=True)
-class Adapt:
+class Adapt(TrainingSettings):
     """Train on class labels, the calibration data's; ``context.reference`` is what it was.
 
     A step sees ``batch`` samples; with a memory, ``replay`` is the share of them that come
@@ -86,7 +86,7 @@ class Adapt:
     name: ClassVar[str] = "adapt"
     stage: ClassVar[Stage] = Stage.TRAIN
     lossless: ClassVar[bool] = False
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     method: Method = "full"
     classes: int = 0  # of a head of another size; 0: the head stays
@@ -113,7 +113,8 @@ class Adapt:
                     f"adapt: no {name} '{value}'{suggestion(value, known)}; the choices are "
                     f"{', '.join(known)}"
                 )
-        for name in ("steps", "batch", "rate", "rank", "alpha", "temperature"):
+        self.check()
+        for name in ("rate", "rank", "alpha", "temperature"):
             if not getattr(self, name) > 0:
                 raise PassError(f"adapt: {name} is {getattr(self, name)}, expected above 0")
         for name in ("classes", "keep_weight", "ewc_weight", "remember"):
@@ -146,9 +147,12 @@ class Adapt:
         changed = sum(n not in before or v.const_value is not before[n] for n, v in after.items())
         finding = (
             f"held-out cross-entropy {adapted.outcome.before:.4g} before, "
-            f"{adapted.outcome.after:.4g} after {adapted.outcome.step} of {self.steps} steps"
+            f"{adapted.outcome.after:.4g} after {adapted.outcome.step} of {adapted.outcome.steps} "
+            "steps"
         )
-        return Result(model, changed, adapted.skipped, findings=(finding,))
+        return Result(
+            model, changed, adapted.skipped, findings=(finding, *adapted.outcome.findings)
+        )
 
     def train(self, model: ir.Model, context: Context) -> Adapted:
         """Train, and put into the model all but the branches, which come apart.
@@ -156,8 +160,6 @@ class Adapt:
         Raises PassError without labels, for labels that are no classes of the model, for a
         graph without head, and for one that the twin cannot run, with the node's name.
         """
-        import torch
-
         from edgec.passes.torch_graph import to_torch
 
         if self.classes:
@@ -178,9 +180,7 @@ class Adapt:
                 # Adam's step does not depend on the gradient's size: scaling a branch by
                 # alpha / rank is scaling the steps of ``up``, and needs no node
                 rates |= {down: self.rate, up: self.rate * self.alpha / self.rank}
-        threads = torch.get_num_threads()
-        torch.set_num_threads(_THREADS)
-        try:
+        with fixed_threads(self.threads):
             twin = to_torch(work)
             if self.method != "lora":
                 chosen = head.names() if self.method == "head" else weights(work, twin.trained())
@@ -188,10 +188,7 @@ class Adapt:
             if not rates:
                 raise PassError("adapt: nothing to train: no weight of the head is an initializer")
             ties = self._ties(twin, tuple(rates), head, lore, context)
-            course = Course(twin, head, lore, ties, self)
-            outcome = course.train(rates, context.seed, context.progress)
-        finally:
-            torch.set_num_threads(threads)
+            outcome = train(twin, work, head, lore, ties, rates, self, context)
         matrices = {}
         if self.method == "lora":
             matrices = {
@@ -231,8 +228,6 @@ class Adapt:
         self, twin: TorchGraph, learned: Sequence[str], head: Head, lore: Lore, context: Context
     ) -> Ties:
         """What holds the model to what it was."""
-        from edgec.passes.torch_graph import to_torch
-
         if not (self.keep_weight or self.ewc_weight):
             return Ties()
         past = find_head(context.reference).classes
@@ -243,8 +238,7 @@ class Adapt:
             )
         memory = (*lore.memory, *lore.held_memory)
         classes = known_classes(memory) if memory else tuple(range(past))
-        before = to_torch(context.reference) if self.keep_weight else None
-        if before is not None and max(classes) >= past:
+        if self.keep_weight and max(classes) >= past:
             raise PassError(
                 f"adapt: the memory has class {max(classes)}, the model from before tells {past} "
                 "apart; give the model that the memory was made with"
@@ -255,7 +249,29 @@ class Adapt:
             importance = fisher(
                 twin, learned, lambda v: scores(head, v)[:, columns], lore.memory, context.seed
             )
-        return Ties(before, classes, importance)
+        return Ties(self.keep_weight > 0, classes, importance)
+
+
+def check_used(settings: Adapt, given: Sequence[str]) -> None:
+    """Raise PassError for a setting that was given and has no effect beside the others.
+
+    given: names of the settings that are the user's, not defaults.
+    """
+    lora = settings.method == "lora", "method 'lora'", f"method is '{settings.method}'"
+    needs = {  # setting -> is it used, what uses it, how it is now
+        "rank": lora,
+        "alpha": lora,
+        "head": (settings.classes > 0, "a head of another size", "classes is not set"),
+        "replay": (bool(settings.memory), "a memory", "memory is not set"),
+        "temperature": (settings.keep_weight > 0, "keep_weight above 0", "keep_weight is 0"),
+    }
+    for name in given:
+        used, what, now = needs.get(name, (True, "", ""))
+        if not used:
+            raise PassError(
+                f"adapt: {name} is {getattr(settings, name)!r}, which only {what} uses, and {now}; "
+                f"leave {name} out, or set {now.split()[0]}"
+            )
 
 
 def weights(model: ir.Model, trainable: Sequence[str]) -> tuple[str, ...]:
@@ -282,19 +298,19 @@ def _labelled(samples: Samples | None, labels: Samples | None, head: Head) -> li
         raise PassError("adapt needs data to learn from: samples with an array named 'label'")
     found = []
     for index, sample in enumerate(examples(samples, labels)):
-        if _LABEL not in sample.labels:
+        if LABEL not in sample.labels:
             raise PassError(
                 f"adapt: sample {index} has no class labels; add an array of integers named 'label'"
             )
-        classes = sample.labels[_LABEL].reshape(-1).astype(np.int64)
-        found.append(Example(sample.feeds, {_LABEL: classes}))
+        classes = sample.labels[LABEL].reshape(-1).astype(np.int64)
+        found.append(Example(sample.feeds, {LABEL: classes}))
     _check_classes(found, head.classes, "the data")
     return found
 
 
 def _check_classes(samples: Sequence[Example], classes: int, where: str) -> None:
     for index, sample in enumerate(samples):
-        for label in sample.labels[_LABEL]:
+        for label in sample.labels[LABEL]:
             if not 0 <= label < classes:
                 raise PassError(
                     f"adapt: {where}, sample {index}: label {label} is no class: the model tells "

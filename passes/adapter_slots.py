@@ -50,7 +50,8 @@ class AdapterSlots:
             return Result(model, 0)
         digest = base_digest(context.reference)
         try:
-            found, skipped = branches(trainable_form(context), self.rank, self.layers)
+            form = trainable_form(context)
+            found, skipped = branches(form, self.rank, self.layers, of=self.name)
         except PassError as reason:
             if self.layers:
                 raise

@@ -6,36 +6,47 @@ the processes that train together; every call is made by all of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from edgec.passes.curriculum import Example
 from edgec.passes.losses import PROJECTION_RATE
+from edgec.passes.workers import ALONE, Workers
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from edgec.passes.recover import Recover
-    from edgec.passes.stacks import Stack, Teacher
-    from edgec.passes.torch_graph import TorchGraph
+    from edgec.passes.stacks import Stack
     from edgec.passes.torch_student import Student
-    from edgec.passes.workers import Workers
+
+    Judge = tuple[Stack, float]  # held-out samples, and how much their mean distance weighs
 
 
 class Learner:
     """A student and the optimizer that moves it."""
 
     def __init__(
-        self, student: Student, teacher: Teacher, settings: Recover, workers: Workers
+        self,
+        student: Student,
+        answered: Callable[[Sequence[Example]], Stack],
+        rates: Mapping[str, float],
+        workers: Workers = ALONE,
+        *,
+        sharded: bool = False,
     ) -> None:
-        """The student's twin is trained in place; it may be sharded until ``finish``."""
+        """The student's twin is trained in place; it may be sharded until ``finish``.
+
+        answered: samples -> a stack with the teacher's answers. rates: Adam's, at the peak, by
+        the name of the initializer; the others stay.
+        """
         import torch
 
-        self._student, self._teacher = student, teacher
-        self._workers, self._sharded = workers, settings.sharded and workers.size > 1
-        rates = peak_rates(student.twin, settings)
+        self._student, self._answered = student, answered
+        self._workers, self._sharded = workers, sharded and workers.size > 1
+        for name in student.twin.trained():
+            student.twin.initializer(name).requires_grad_(name in rates)
         own = list(student.projections)
-        self._net = workers.wrapped(student, own=own, sharded=settings.sharded)
+        self._net = workers.wrapped(student, own=own, sharded=sharded)
         self._learned = {name: student.twin.initializer(name) for name in rates}
         self._learned |= {f"projection {i}": p for i, p in enumerate(own)}
         self._peaks = [rates.get(name, PROJECTION_RATE) for name in self._learned]
@@ -62,7 +73,7 @@ class Learner:
         total = 0.0
         for i, (stack, counts) in enumerate(mine):
             share = len(stack) / count if counts else 0.0
-            answered = self._teacher.answered(stack)
+            answered = self._answered(stack)
             with self._workers.accumulating(self._net, last=i == len(mine) - 1):
                 loss = self._net(answered, "loss")
                 # the gradients of the processes are averaged, and we want their sum
@@ -73,16 +84,19 @@ class Learner:
         self._optimizer.step()
         return self._workers.total(total)
 
-    def distance(self, judges: Sequence[tuple[Stack, bool]], count: int) -> float:
-        """Mean held-out distance. judges: this process's share of ``count`` samples."""
+    def distance(self, judges: Sequence[Judge]) -> float:
+        """Weighted sum of held-out distances. judges: this process's share, weight 0 for fillers.
+
+        The weights of all processes add up to 1.
+        """
         import torch
 
         total = 0.0
         with torch.no_grad():
-            for stack, counts in judges:
+            for stack, weight in judges:
                 distance = float(self._net(stack, "distance"))
-                total += stack.count * distance if counts else 0.0
-        return self._workers.total(total) / count
+                total += weight * distance if weight else 0.0
+        return self._workers.total(total)
 
     def keep(self) -> None:
         """Take the present state for the best."""
@@ -134,28 +148,3 @@ class Learner:
         empty = torch.tensor(0.0) if key == "step" else torch.zeros_like(parameter)
         moment: Tensor = self._optimizer.state[parameter].setdefault(key, empty.detach())
         return moment
-
-
-def peak_rates(twin: TorchGraph, settings: Recover) -> dict[str, float]:
-    """Name of each parameter that is trained -> its rate in units of what one step of it means.
-
-    The others are told that they need no gradient.
-    """
-    rates = {}
-    scales = set(twin.scales())
-    for name in twin.trained():
-        parameter = twin.initializer(name)
-        size = float(parameter.detach().square().mean().sqrt())
-        step = twin.quantization_step(name)
-        if name in scales:
-            rate = settings.scale_rate * size
-        elif parameter.dim() > 1 and step:
-            rate = settings.rate * step
-        elif parameter.dim() > 1:
-            rate = settings.rate * size / 64  # a float weight moves as an int8 one would
-        else:
-            rate = settings.bias_rate * size
-        parameter.requires_grad_(rate > 0)
-        if rate > 0:
-            rates[name] = rate
-    return rates

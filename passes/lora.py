@@ -22,7 +22,8 @@ import onnx_ir as ir
 from edgec.passes.contract import PassError, Skip
 from edgec.passes.linear import LINEAR_OPS, Linear, linear, set_constant
 from edgec.passes.matching import is_op, producer
-from edgec.passes.weights import Array, Editor, Refused, check_skip, graph_of, label
+from edgec.passes.weights import Array, Editor, Refused, graph_of, label
+from edgec_runtime.errors import suggestion
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,20 @@ class Branch:
 
 
 def branches(
-    model: ir.Model, rank: int, layers: Sequence[str] = ()
+    model: ir.Model, rank: int, layers: Sequence[str] = (), *, of: str = "adapt"
 ) -> tuple[tuple[Branch, ...], tuple[Skip, ...]]:
     """The branches that a graph has room for, and the layers that get none, with the reason.
 
-    rank: of every branch. layers: names of nodes; all if empty.
+    rank: of every branch. layers: names of nodes; all if empty. of: the pass, for its errors.
     Raises PassError if a layer of ``layers`` cannot have a branch of that rank, or if none can.
     """
-    check_skip("lora: layers", layers, model.graph)
+    known = [label(node) for node in model.graph]
+    for name in layers:
+        if name not in known:
+            raise PassError(
+                f"{of}: layers has '{name}', no node of the model{suggestion(name, known)}; give "
+                "names of MatMul, Gemm or Conv nodes, or leave layers out to take all"
+            )
     found: list[Branch] = []
     skipped: list[Skip] = []
     for node in model.graph:
@@ -91,13 +98,17 @@ def branches(
             found.append(_branch(linear(node), rank))
         except Refused as reason:
             if layers:
-                raise PassError(f"lora: node '{label(node)}': {reason}") from None
+                raise PassError(
+                    f"{of}: node '{label(node)}': {reason}; choose rank and layers so that every "
+                    "layer that is named can have a branch"
+                ) from None
             skipped.append(Skip(label(node), str(reason)))
     if not found:
         reasons = "; ".join(f"'{s.node}': {s.reason}" for s in skipped[:3])
         raise PassError(
-            f"lora: no layer can have a branch of rank {rank}"
-            f"{f' ({reasons})' if reasons else ': the graph has no MatMul, Gemm or Conv'}"
+            f"{of}: no layer can have a branch of rank {rank}"
+            f"{f' ({reasons})' if reasons else ': none is a MatMul, Gemm or Conv'}; expected one "
+            "with a constant weight and without groups: choose a lower rank or another model"
         )
     return tuple(found), tuple(skipped)
 
@@ -111,7 +122,8 @@ def _branch(layer: Linear, rank: int) -> Branch:
     most = min(outputs, inputs * taps)
     if rank > most:
         raise Refused(
-            f"rank {rank} is larger than its weight, {inputs * taps} -> {outputs}; at most {most}"
+            f"rank {rank} is larger than its weight, {inputs * taps} -> {outputs}, expected at "
+            f"most {most}"
         )
     source = node.inputs[0]
     assert source is not None

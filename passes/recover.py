@@ -21,10 +21,11 @@ import onnx_ir as ir
 from edgec.passes.contract import Context, PassError, Result, Skip, Stage
 from edgec.passes.curriculum import Order
 from edgec.passes.differences import apply_differences, differences
-from edgec.passes.lesson import NOTHING, train
+from edgec.passes.lesson import train
 from edgec.passes.losses import LAYERS
 from edgec.passes.sparsity import keep_zeros
 from edgec.passes.teacher import load_teacher
+from edgec.passes.training_loop import NOTHING
 from edgec.passes.training_settings import TrainingSettings
 from edgec.passes.weights import label
 from edgec_runtime.errors import suggestion
@@ -52,6 +53,7 @@ class Recover(TrainingSettings):
     lossless: ClassVar[bool] = False
     version: ClassVar[int] = 3
 
+    sharded: bool = False  # of several processes, each keeps a share of weights and state
     splice: bool = True  # train on pieces of two samples put together, too
     order: Order = "random"  # of the samples; easy-first: where the teacher is sure come first
     rate: float = 0.0  # of weights: quantization steps a step, at the peak; 0: they stay
@@ -71,7 +73,7 @@ class Recover(TrainingSettings):
         if self.order not in get_args(Order):
             near = suggestion(self.order, get_args(Order))
             raise PassError(f"recover: no order '{self.order}'{near}")
-        self.check(self.name)
+        self.check()
         if not any(getattr(self, name) for name in _RATES):
             raise PassError(f"recover: nothing to train: {', '.join(_RATES)} are all 0")
         for name in ("features", *_RATES, *_WEIGHTS):

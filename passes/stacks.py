@@ -7,7 +7,7 @@ the samples of a stack apart; ``keeps_apart`` tries it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,8 +53,13 @@ class Teacher:
             name: torch.from_numpy(np.concatenate(arrays) if len(samples) > 1 else arrays[0])
             for name, arrays in zip(self._names, zip(*answers, strict=True), strict=True)
         }
-        feeds = _stacked([sample.feeds for sample in samples])
-        return Stack(feeds, tensors, _stacked(_labels(samples)), len(samples))
+        return replace(unanswered(samples), answers=tensors)
+
+
+def unanswered(samples: Sequence[Example]) -> Stack:
+    """The samples as one stack, with their labels alone."""
+    feeds = _stacked([sample.feeds for sample in samples])
+    return Stack(feeds, {}, _stacked(_labels(samples)), len(samples))
 
 
 def in_stacks(samples: Iterable[Example], size: int) -> list[list[Example]]:

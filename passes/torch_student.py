@@ -8,12 +8,12 @@ again in the backward pass instead of kept (Chen et al. 2016, arXiv:1604.06174, 
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from edgec.passes.losses import Losses
 from edgec.passes.stacks import Stack
 from edgec.passes.torch_graph import TorchGraph
 from edgec.passes.training_settings import TrainingSettings
@@ -21,15 +21,46 @@ from edgec.passes.training_settings import TrainingSettings
 Measure = Literal["loss", "distance"]
 
 
-class Student(torch.nn.Module):
-    """The twin, the learned projections of its losses, and how to run them."""
+class Objective(Protocol):
+    """What is lessened, and what held-out samples are judged by."""
 
-    def __init__(self, twin: TorchGraph, losses: Losses, settings: TrainingSettings) -> None:
+    @property
+    def student_features(self) -> tuple[str, ...]:
+        """Inner values of the student that ``loss`` needs besides the outputs."""
+        ...
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """What is learned beside the student and not shipped."""
+        ...
+
+    def loss(
+        self,
+        values: Mapping[str, Tensor],
+        answers: Mapping[str, Tensor],
+        labels: Mapping[str, Tensor],
+    ) -> Tensor:
+        """The mean over the samples of a stack; the student's values, the teacher's answers."""
+        ...
+
+    def distance(
+        self,
+        values: Mapping[str, Tensor],
+        answers: Mapping[str, Tensor],
+        labels: Mapping[str, Tensor],
+    ) -> Tensor:
+        """The same for held-out samples, from the outputs alone."""
+        ...
+
+
+class Student(torch.nn.Module):
+    """The twin, the learned projections of its objective, and how to run them."""
+
+    def __init__(self, twin: TorchGraph, objective: Objective, settings: TrainingSettings) -> None:
         """The twin is trained in place."""
         super().__init__()
         self.twin = twin
-        self.projections = torch.nn.ParameterList(losses.parameters())
-        self._losses, self._settings = losses, settings
+        self.projections = torch.nn.ParameterList(objective.parameters())
+        self._objective, self._settings = objective, settings
 
     def forward(self, stack: Stack, measure: Measure) -> Tensor:
         """How far the answers to a stack are from the teacher's, one number.
@@ -38,11 +69,11 @@ class Student(torch.nn.Module):
         by, in full precision.
         """
         if measure == "distance":
-            return self._losses.distance(self.twin(stack.feeds), stack.answers, stack.labels)
+            return self._objective.distance(self.twin(stack.feeds), stack.answers, stack.labels)
         short = self._settings.precision == "bf16"
         with torch.autocast("cpu", torch.bfloat16, enabled=short):
             values = self.twin(
-                stack.feeds, keep=self._losses.student_features, segments=self._settings.segments
+                stack.feeds, keep=self._objective.student_features, segments=self._settings.segments
             )
         exact = {n: v.float() if v.is_floating_point() else v for n, v in values.items()}
-        return self._losses.loss(exact, stack.answers, stack.labels)
+        return self._objective.loss(exact, stack.answers, stack.labels)

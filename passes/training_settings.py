@@ -1,4 +1,4 @@
-"""How a training runs, apart from what it learns: rate over time, memory, precision, processes.
+"""How a training runs, apart from what it learns: rate over time, memory, precision.
 
 The learning rate climbs linearly and falls by a cosine to nothing (Loshchilov and Hutter
 2017, arXiv:1608.03983, section 3, without restarts; the warm-up is that of Goyal et al. 2017,
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from edgec.passes.contract import PassError
 from edgec_runtime.errors import suggestion
@@ -24,6 +24,9 @@ Precision = Literal["float32", "bf16"]
 class TrainingSettings:
     """The parameters that every pass with a training has; a base of their dataclasses."""
 
+    name: ClassVar[str]
+    version: ClassVar[int]
+
     steps: int = 80  # optimizer steps
     batch: int = 8  # samples a step
     warmup: float = 0.3  # share of the steps in which the rate climbs to its peak
@@ -34,10 +37,10 @@ class TrainingSettings:
     precision: Precision = "float32"  # of products while training; bf16: bfloat16 autocast
     threads: int = 1  # of each process; the bytes of the result depend on it
     save_every: int = 20  # steps after which a training can go on when it was killed
-    sharded: bool = False  # of several processes, each keeps a share of weights and state
 
-    def check(self, name: str) -> None:
-        """Raise PassError for a value out of range. name: of the pass."""
+    def check(self) -> None:
+        """Raise PassError for a value out of range."""
+        name = self.name
         if self.precision not in get_args(Precision):
             near = suggestion(self.precision, get_args(Precision))
             raise PassError(f"{name}: no precision '{self.precision}'{near}")

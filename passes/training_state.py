@@ -61,6 +61,11 @@ class Checkpoints:
         self._path = None if folder is None else folder / f"{name}-{key[:16]}.safetensors"
         self.findings: list[str] = []
 
+    @property
+    def kept(self) -> bool:
+        """True if there is a folder to write to."""
+        return self._path is not None
+
     @contextlib.contextmanager
     def opened(self) -> Iterator[tuple[Progress, Mapping[str, Tensor]] | None]:
         """The numbers and, one by one, the tensors of this training's checkpoint; None without.

@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from edgec.passes.contract import Context
 from edgec.passes.curriculum import Example, examples
+from edgec.passes.training_settings import TrainingSettings
 
 if TYPE_CHECKING:
     from edgec.passes.recover import Recover
@@ -48,17 +49,8 @@ class Task:
 
     def digests(self) -> dict[str, str]:
         """sha256 of each part by a name for people."""
-        import torch
-
-        settings = {k: v for k, v in self._settings().items() if k not in _NO_MATTER}
-        return {
-            "model": _model_digest(self.model),
-            "reference": _model_digest(self.reference),
-            "data": _data_digest((*self.samples, *self.held_out)),
-            "settings": _text_digest(f"{settings}"),
-            "seed": _text_digest(f"{self.seed}"),
-            "software": _text_digest(f"{torch.__version__} {self.settings.version}"),
-        }
+        data = (*self.samples, *self.held_out)
+        return task_digests(self.model, self.reference, data, self.settings, self.seed)
 
     def write(self, folder: pathlib.Path) -> None:
         """Write the task into an empty folder."""
@@ -73,7 +65,7 @@ class Task:
                 both = (*sample.feeds.values(), *sample.labels.values())
                 arrays |= {f"{what}.{i}.{k}": array for k, array in enumerate(both)}
         np.savez(folder / "samples.npz", **arrays)  # type: ignore[arg-type]
-        table = {"settings": self._settings(), "seed": self.seed, "names": names}
+        table = {"settings": _named(self.settings), "seed": self.seed, "names": names}
         (folder / "task.json").write_text(json.dumps(table), encoding="utf-8")
 
     @staticmethod
@@ -104,8 +96,30 @@ class Task:
             seed=table["seed"],
         )
 
-    def _settings(self) -> dict[str, Any]:
-        return {"pass": self.settings.name, **dataclasses.asdict(self.settings)}
+
+def task_digests(
+    model: ir.Model,
+    reference: ir.Model,
+    data: Iterable[Example],
+    settings: TrainingSettings,
+    seed: int,
+) -> dict[str, str]:
+    """sha256 of each part of a task by a name for people. data: all samples, in a fixed order."""
+    import torch
+
+    chosen = {k: v for k, v in _named(settings).items() if k not in _NO_MATTER}
+    return {
+        "model": _model_digest(model),
+        "reference": _model_digest(reference),
+        "data": _data_digest(data),
+        "settings": _text_digest(f"{chosen}"),
+        "seed": _text_digest(f"{seed}"),
+        "software": _text_digest(f"{torch.__version__} {settings.version}"),
+    }
+
+
+def _named(settings: TrainingSettings) -> dict[str, Any]:
+    return {"pass": settings.name, **dataclasses.asdict(settings)}
 
 
 def _loaded(path: pathlib.Path) -> ir.Model:
