@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,20 +25,24 @@ from edgec.emit import check_model, save_reference
 from edgec.errors import OutputError, PassError, SourceError
 from edgec.export import export
 from edgec.passes import Context, Progress
-from edgec.passes.adapt import Adapt, Adapted
+from edgec.passes.adapt import Adapt, Adapted, check_used
 from edgec.passes.adapter_slots import base_digest, trainable_form
 from edgec.passes.continual import write_memory
 from edgec.passes.execution import open_session, run_feeds, weights_size_bytes
 from edgec.passes.head import find_head
 from edgec.passes.lora import branches
+from edgec.recipe import with_parameters
 from edgec.runners import reference_beside
 from edgec.source import Data, load_source
 from edgec.targets import Target, load_target
 from edgec_runtime.adapters import Slot, slot_digest, slot_names, write_adapter
+from edgec_runtime.bundle import WEIGHTS
 
 Array = np.ndarray[Any, Any]
 
 _ADAPTER = ".onnx_adapter"
+_SHARE_OF_BUNDLE = "bytes of the adapter file over those of the bundle's graph and weights"
+_SHARE_OF_MODEL = "bytes of the weights over those of the weights before"
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,9 @@ class Adaptation:
     """What an adaptation wrote and what it is worth.
 
     new, old: accuracy on samples of this round and of earlier ones; old is None if there are
-    none. held_out: cross-entropy before and after, in nats. base_bytes: of what was adapted.
+    none. held_out: cross-entropy before and after, in nats.
+    size_bytes, base_bytes: of an adapter, its file and the graph and weights of the bundle
+    that it was made for; of a model, its weights and those that it had before.
     """
 
     written: pathlib.Path
@@ -59,13 +66,19 @@ class Adaptation:
     memory: pathlib.Path | None
     findings: tuple[str, ...]
 
+    @property
+    def share_of_base(self) -> float:
+        """``size_bytes`` over ``base_bytes``: what it needs beside, or instead of, the base."""
+        return self.size_bytes / self.base_bytes
+
     def facts(self) -> dict[str, Any]:
         """JSON data, for people and scripts."""
         facts: dict[str, Any] = {
             "written": str(self.written),
             "method": self.method,
             "size_bytes": self.size_bytes,
-            "share_of_base": round(self.size_bytes / self.base_bytes, 4),
+            "share_of_base": round(self.share_of_base, 4),
+            "share_is": _SHARE_OF_BUNDLE if self.written.suffix == _ADAPTER else _SHARE_OF_MODEL,
             "best_step": self.step,
             "held_out_cross_entropy": {
                 "before": round(self.held_out[0], 4),
@@ -100,7 +113,8 @@ def adapt(
     target: whose opset the model gets; "x86-64" by default, or the bundle's own.
     settings: fields of ``edgec.passes.adapt.Adapt``.
 
-    Raises EdgecError, and writes nothing, if it cannot be done.
+    Killed, it leaves a hidden folder beside the output, from which the same call goes on to the
+    same bytes. Raises EdgecError, and writes nothing, if it cannot be done.
     """
     path = pathlib.Path(output)
     if isinstance(base, (str, pathlib.Path)) and str(base).endswith(".edgec"):
@@ -109,7 +123,7 @@ def adapt(
         return _adapter(
             pathlib.Path(base), path, settings, data, evaluation, old_evaluation, seed, progress
         )
-    chosen = Adapt(**settings)
+    chosen = _chosen(settings)
     _check_output(path, ".onnx", "an adapted model")
     device = target if isinstance(target, Target) else load_target(target or "x86-64")
     source = load_source(base)
@@ -118,7 +132,8 @@ def adapt(
     form = trainable_form(plain)
     samples = Lessons.open(data, evaluation, old_evaluation, form, chosen, seed)
     context = samples.context(replace(plain, reference=form.clone()))
-    adapted = chosen.train(form, context)
+    with _work_beside(path) as work:
+        adapted = chosen.train(form, replace(context, work=work))
     for branch in adapted.branches:
         branch.merge(form, *adapted.matrices[branch.layer])
     check_model(form)
@@ -171,9 +186,11 @@ def _adapter(
             f"({digest}, expected {wanted}); build the bundle again"
         )
     form = trainable_form(plain)
-    chosen = _for_slots(Adapt(**{"method": "lora", **settings}), settings, form, model.slots)
+    chosen = _for_slots(_chosen({"method": "lora", **settings}), settings, form, model.slots)
     samples = Lessons.open(data, evaluation, old_evaluation, form, chosen, seed)
-    adapted = chosen.train(form, samples.context(replace(plain, reference=form.clone())))
+    context = samples.context(replace(plain, reference=form.clone()))
+    with _work_beside(path) as work:
+        adapted = chosen.train(form, replace(context, work=work))
     matrices: dict[str, Array] = {}
     for branch in adapted.branches:
         pair = adapted.matrices[branch.layer]
@@ -189,8 +206,17 @@ def _adapter(
         model.use_adapter(None)
         memory = _remember(adapted, chosen, folder, path)
         size_bytes = (folder / path.name).stat().st_size
-    base_bytes = bundle.stat().st_size
+    loaded = (e for e in model.manifest.entries if e.name == WEIGHTS or e.name.endswith(".onnx"))
+    base_bytes = sum(entry.size for entry in loaded)
     return _told(path, size_bytes, base_bytes, chosen, adapted, new, old, memory)
+
+
+def _chosen(given: Mapping[str, Any]) -> Adapt:
+    """The settings. Raises EdgecError for one that is unknown or would have no effect."""
+    plain = {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in given.items()}
+    chosen = with_parameters(Adapt, plain, "adapt")
+    check_used(chosen, tuple(plain))
+    return chosen
 
 
 def _for_slots(
@@ -242,7 +268,8 @@ def _told(
     old: Judged | None,
     memory: pathlib.Path | None,
 ) -> Adaptation:
-    findings = [f"layer '{s.node}' has no branch: {s.reason}" for s in adapted.skipped]
+    findings = list(adapted.outcome.findings)
+    findings += [f"layer '{s.node}' has no branch: {s.reason}" for s in adapted.skipped]
     if not adapted.outcome.step:
         findings.append("training did not lower the held-out cross-entropy; nothing was learned")
     return Adaptation(
@@ -264,6 +291,18 @@ def _check_output(path: pathlib.Path, suffix: str, what: str) -> None:
         raise OutputError(f"{path}: {what} is written as {suffix}; choose a name ending so")
     if not path.parent.is_dir():
         raise OutputError(f"{path}: there is no folder {path.parent}; make it first")
+
+
+@contextlib.contextmanager
+def _work_beside(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The hidden folder of a training; only one that was killed or interrupted leaves it."""
+    work = path.with_name(f".{path.name}.work")
+    try:
+        yield work
+    except Exception:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    shutil.rmtree(work, ignore_errors=True)
 
 
 @contextlib.contextmanager

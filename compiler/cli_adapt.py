@@ -33,9 +33,8 @@ from edgec.cli_console import console, json_option, progress_bar
 @click.option(
     "--head",
     type=click.Choice(["new", "grow"]),
-    default="new",
-    show_default=True,
-    help="With --classes: forget the classes there were, or keep them as the first.",
+    help="With --classes: forget the classes there were, or keep them as the first.  "
+    "[default: new]",
 )
 @click.option(
     "--steps", type=click.IntRange(1), default=400, show_default=True, help="Training steps."
@@ -54,18 +53,14 @@ from edgec.cli_console import console, json_option, progress_bar
 @click.option(
     "--alpha",
     type=click.FloatRange(0, min_open=True),
-    default=8.0,
-    show_default=True,
-    help="Of LoRA: alpha / rank scales what the matrices do.",
+    help="Of LoRA: alpha / rank scales what the matrices do.  [default: 8]",
 )
 @click.option("--layer", "layers", multiple=True, help="Node to put LoRA beside. May be repeated.")
 @click.option("--memory", metavar="FILE", help="What an earlier round remembered, .npz.")
 @click.option(
     "--replay",
     type=click.FloatRange(0, 1, max_open=True),
-    default=0.5,
-    show_default=True,
-    help="Share of a step's samples that come from the memory.",
+    help="With --memory: share of a step's samples that come from it.  [default: 0.5]",
 )
 @click.option(
     "--keep-weight",
@@ -73,6 +68,11 @@ from edgec.cli_console import console, json_option, progress_bar
     default=0.0,
     show_default=True,
     help="Of staying with the answers from before (learning without forgetting).",
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0, min_open=True),
+    help="With --keep-weight: softens the answers from before.  [default: 2]",
 )
 @click.option(
     "--ewc-weight",
@@ -87,6 +87,62 @@ from edgec.cli_console import console, json_option, progress_bar
     default=0,
     show_default=True,
     help="Samples of each class to keep for the next round, beside the output.",
+)
+@click.option(
+    "--warmup",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.3,
+    show_default=True,
+    help="Share of the steps in which the rate climbs; then it falls by a cosine.",
+)
+@click.option(
+    "--judgements",
+    type=click.IntRange(1),
+    default=10,
+    show_default=True,
+    help="Times that held-out samples are judged.",
+)
+@click.option(
+    "--patience",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Judgements without a better one after which it ends; 0: never early.",
+)
+@click.option(
+    "--micro-batch",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Samples computed at once, gradients are summed; 0: the batch.",
+)
+@click.option(
+    "--segments",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Parts of the graph that are computed again backwards, to save memory.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bf16"]),
+    default="float32",
+    show_default=True,
+    help="Of products while training.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="The bytes of the result depend on it.",
+)
+@click.option(
+    "--save-every",
+    type=click.IntRange(1),
+    default=20,
+    show_default=True,
+    help="Steps between two checkpoints, from which the same command goes on when killed.",
 )
 @click.option("--target", "-t", metavar="NAME|FILE", help="Whose opset it gets.  [default: x86-64]")
 @click.option(
@@ -106,7 +162,8 @@ def adapt(base: str, as_json: bool, **options: Any) -> None:
     from edgec.adaptation import adapt as teach
     from edgec.report_terminal import print_facts
 
-    settings = {name: value for name, value in options.items() if value is not None}
+    # what is not given is not passed on: a setting without effect is refused
+    settings = {name: value for name, value in options.items() if value not in (None, ())}
     with progress_bar(quiet=as_json) as progress:
         adaptation = teach(base, progress=progress, **settings)
     if as_json:

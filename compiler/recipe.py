@@ -27,6 +27,7 @@ from edgec.targets import Target
 _NEED_DATA = ("smooth-activations",)  # left out of a default recipe without calibration data
 ModelKind = Literal["convolutional", "transformer", "recurrent"]
 
+P = typing.TypeVar("P", bound=Pass)
 _BY_NAME = {cls.name: cls for cls in PASSES}
 
 
@@ -50,7 +51,16 @@ def make_pass(name: str, parameters: Mapping[str, Any], where: str) -> Pass:
             f"{where}: unknown pass '{name}'{suggestion(name, _BY_NAME)}; "
             f"the passes are {', '.join(_BY_NAME)}"
         )
-    cls: Any = _BY_NAME[name]
+    return with_parameters(_BY_NAME[name], parameters, where)
+
+
+def with_parameters(kind: type[P], parameters: Mapping[str, Any], where: str) -> P:
+    """A pass of a kind with those parameters, the others at their defaults.
+
+    Raises RecipeError, that begins with ``where``, for an unknown name or a wrong type.
+    """
+    cls: Any = kind
+    name = cls.name
     known = {f.name: f for f in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
     values = {}
@@ -62,7 +72,7 @@ def make_pass(name: str, parameters: Mapping[str, Any], where: str) -> Pass:
                 f"its parameters are {', '.join(known) or 'none'}"
             )
         values[key] = _typed(value, hints[key], f"{where}: pass '{name}', parameter '{key}'")
-    made: Pass = cls(**values)
+    made: P = cls(**values)
     return made
 
 

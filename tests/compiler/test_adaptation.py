@@ -17,7 +17,7 @@ import edgec
 import edgec_runtime
 from edgec.adaptation import adapt
 from edgec.cli import main
-from edgec.errors import DataError, OutputError, PassError, SourceError
+from edgec.errors import DataError, OutputError, PassError, RecipeError, SourceError
 
 
 def save(path: pathlib.Path, count: int, seed: int, classes: int = 4) -> pathlib.Path:
@@ -122,6 +122,18 @@ def test_the_command_prints_json_and_says_what_it_cannot_do(work, tmp_path):
     assert facts["method"] == "full" and set(facts["accuracy_new"]) == {
         "judged_on", "samples", "before", "after"
     }  # fmt: skip
+    given = [
+        "--rank",
+        "4",
+        "--patience",
+        "2",
+        "--precision",
+        "bf16",
+        "-o",
+        str(tmp_path / "n.onnx"),
+    ]
+    unused = CliRunner().invoke(main, [*arguments, *given])
+    assert unused.exit_code == 1 and "rank is 4, which only method 'lora' uses" in unused.stderr
     refused = CliRunner().invoke(main, [*arguments, "-o", str(tmp_path / "n.bin")])
     assert refused.exit_code == 1 and "written as .onnx" in refused.stderr
 
@@ -133,6 +145,10 @@ def test_the_command_prints_json_and_says_what_it_cannot_do(work, tmp_path):
         ("slots.edgec", "a.onnx_adapter", {"method": "full"}, PassError, "of method 'lora'"),
         ("slots.edgec", "a.onnx_adapter", {"classes": 3}, PassError, "its own classes"),
         ("slots.edgec", "a.onnx_adapter", {"rank": 3}, PassError, "rank is 3, the slots .* have 2"),
+        ("slots.edgec", "a.onnx_adapter", {"replay": 0.5}, PassError, "only a memory uses"),
+        ("cnn.onnx", "a.onnx", {"rank": 4}, PassError, "rank is 4, which only method 'lora' uses"),
+        ("cnn.onnx", "a.onnx", {"stepz": 4}, RecipeError, "adapt: .*'stepz', did you mean 'steps'"),
+        ("cnn.onnx", "a.onnx", {"steps": "4"}, RecipeError, "'steps' is '4', expected a int"),
         ("slots.edgec", "a.onnx_adapter", {"layers": ("depthwise",)}, PassError, "no slot beside"),
         ("slots.edgec", "a.onnx_adapter", {"target": "arm64"}, PassError, "a target of its own"),
         ("slots.edgec", "a.onnx", {}, OutputError, "an adapter is written as .onnx_adapter"),
@@ -159,6 +175,39 @@ def test_refuses_a_reference_that_is_missing_or_another_one(work, tmp_path):
     ir.save(other, tmp_path / "slots.reference.onnx")
     with pytest.raises(SourceError, match="not the reference that slots.edgec was built from"):
         adapt(bundle, work / "data.npz", tmp_path / "a.onnx_adapter")
+
+
+def killed(what: str, done: int, total: int) -> None:
+    if done == 25:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("base", "name"), [("cnn.onnx", "a.onnx"), ("slots.edgec", "a.onnx_adapter")]
+)
+def test_an_interrupted_adaptation_goes_on_to_the_same_bytes(work, tmp_path, base, name):
+    whole, halted = (tmp_path / folder for folder in ("whole", "halted"))
+    for folder in (whole, halted):
+        folder.mkdir()
+    teach(work, base, whole / name, steps=30)
+    with pytest.raises(KeyboardInterrupt):
+        teach(work, base, halted / name, steps=30, progress=killed)
+    assert [p.name for p in halted.iterdir()] == [f".{name}.work"]
+    made = teach(work, base, halted / name, steps=30)
+    assert "went on at step 20 of an interrupted training" in made.findings
+    assert [p.name for p in halted.iterdir()] == [name]
+    assert (halted / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_share_says_of_what_it_is(work, tmp_path):
+    made = teach(work, "slots.edgec", tmp_path / "a.onnx_adapter", steps=1)
+    entries = {e.name: e.size for e in edgec_runtime.load(work / "slots.edgec").manifest.entries}
+    base = entries["weights.bin"] + entries["graph.onnx"]
+    assert made.share_of_base == made.written.stat().st_size / base
+    assert "over those of the bundle's graph and weights" in made.facts()["share_is"]
+    grown = teach(work, "cnn.onnx", tmp_path / "b.onnx", steps=1, classes=20)
+    assert 1 < grown.share_of_base < 2
+    assert "of the weights before" in grown.facts()["share_is"]
 
 
 def test_refuses_an_evaluation_without_labels(work, tmp_path):
