@@ -9,6 +9,9 @@ only. This holds where the affine map cannot be folded into the convolution behi
 of padding: the padded zero keeps its integer z. A learned affine map around an activation
 (PP-LCNet) costs two passes over the tensor otherwise.
 
+Engines that keep one scale per integer tensor (QNN) compute something else: their targets say
+``int8.two_scales = false``, and the map stays.
+
 Left out: negative factors, and factors per channel.
 """
 

@@ -60,7 +60,7 @@ class Scheme:
 def scheme_of(plan: Placement, spans: Mapping[str, Range], int8: Int8) -> Scheme:
     """Scales and zero points that follow from the ranges."""
     parameters = _parameters(plan, spans, int8)
-    return Scheme(parameters, _folds(plan, parameters))
+    return Scheme(parameters, _folds(plan, parameters, int8))
 
 
 def weight_layers(plan: Placement) -> dict[tuple[ir.Value, int], list[Unit]]:
@@ -138,15 +138,17 @@ def _parameters(
 
 
 def _folds(
-    plan: Placement, parameters: dict[ir.Value, qdq.Parameters]
+    plan: Placement, parameters: dict[ir.Value, qdq.Parameters], int8: Int8
 ) -> dict[ir.Value, tuple[Affine, qdq.Parameters]]:
     """Affine maps to fold into the pairs behind them, with the QuantizeLinear's parameters.
 
-    Adapts `parameters` to them, and completes it by the values that take over a scale.
+    Adapts `parameters` to them, and completes it by the values that take over a scale. None
+    where a pair must have one scale: an engine that keeps one scale per tensor drops the map.
     """
     folds = {}
     for value, uses in plan.inputs.items():
-        affine = affine_before(value) if set(value.uses()) == set(uses) else None
+        alone = int8.two_scales and set(value.uses()) == set(uses)
+        affine = affine_before(value) if alone else None
         both = None if affine is None else folded(affine, parameters[value])
         if affine is not None and both is not None:
             before, parameters[value] = both

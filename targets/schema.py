@@ -40,6 +40,7 @@ class Int8:
     min_channels: int = 1  # input channels from which an ungrouped Conv pays in integers
     depthwise_pays: bool = True  # a depthwise Conv pays in integers even where its input is float
     float_outputs: bool = True  # an integer MatMul or Gemm may give float where that is wanted
+    two_scales: bool = True  # DequantizeLinear may have another scale than its QuantizeLinear
     static_ops: tuple[str, ...] = ()  # computing ops whose QDQ form runs in integers and pays
     integer_ops: tuple[str, ...] = ()  # ops kept integer between quantized ones
     dynamic_ops: tuple[str, ...] = ()  # ops that pay with ranges taken at run time
@@ -87,6 +88,7 @@ class Target:
     int8: Int8
     recipe: Recipes
     kernels: tuple[str, ...] = ()  # operators that `lower` may emit and the runtime executes fast
+    channel_multiple: int = 8  # widths that kernels fill their vectors with: pruning rounds to it
     static_shapes: bool = False  # True where dynamic dimensions must be fixed
     session: Session = field(default_factory=Session)
     int4: Int4 = field(default_factory=Int4)

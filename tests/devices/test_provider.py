@@ -26,7 +26,10 @@ from edgec_runtime import EdgecError, manifest, plugins
 _CNN = """cnn (float[1, 3, 16, 16] x) => (float[1, 10] y) {
     [a] c = Conv <pads = [1, 1, 1, 1]> (x, k1, b1)
     r = Relu (c)
-    [b] d = Conv <pads = [1, 1, 1, 1]> (r, k2, b2)
+    h = HardSwish (r)
+    m = Mul (factor, h)
+    g = Add (m, offset)
+    [b] d = Conv <pads = [1, 1, 1, 1]> (g, k2, b2)
     s = Add (d, r)
     p = GlobalAveragePool (s)
     f = Flatten (p)
@@ -53,7 +56,9 @@ def build(target: str | Target, folder: pathlib.Path) -> pathlib.Path:
     shapes = {"k1": (16, 3, 3, 3), "k2": (16, 16, 3, 3), "k3": (16, 10)}
     weights = {name: rng.normal(0, 0.2, shape) for name, shape in shapes.items()}
     biases = {"b1": rng.normal(0, 0.1, 16), "b2": rng.normal(0, 0.1, 16), "b3": np.ones(10)}
-    constants = {name: value.astype(np.float32) for name, value in {**weights, **biases}.items()}
+    affine = {"factor": np.array(0.2), "offset": np.array(0.5)}  # before padding
+    given = {**weights, **biases, **affine}
+    constants = {name: value.astype(np.float32) for name, value in given.items()}
     source, bundle = folder / "cnn.onnx", folder / "cnn.edgec"
     ir.save(graphs.graph(_CNN, constants), source)
     edgec.build(

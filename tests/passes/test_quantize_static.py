@@ -8,6 +8,7 @@ import sys
 
 import graphs
 import numpy as np
+import onnx_ir as ir
 import pytest
 from static_int8 import DEFAULT, array, conv, kernels, quantize, samples, sqnr, target
 
@@ -239,18 +240,33 @@ def test_a_shared_weight_stays_shared() -> None:
     assert not result.findings
 
 
-def test_scalar_affine_before_a_padded_conv_moves_into_the_quantization() -> None:
-    model = conv(
+def padded_conv_behind_an_affine_map() -> ir.Model:
+    return conv(
         "[c1] a = Conv (x, k, b) h = Softplus (a) m = Mul (factor, h) s = Add (m, offset)"
         "[c2] y = Conv <pads = [1, 1, 1, 1]> (s, k2)",
         k2=graphs.weight(8, 8, 3, 3, seed=5),
         factor=np.float32(0.2),
         offset=np.float32(-0.05),
     )
+
+
+def test_scalar_affine_before_a_padded_conv_moves_into_the_quantization() -> None:
+    model = padded_conv_behind_an_affine_map()
     result = quantize(model)
     assert not {"Mul", "Add"} & {node.op_type for node in result.model.graph}
     assert "factor" not in result.model.graph.initializers
     assert sqnr(model, result.model) > 30
+
+
+@pytest.mark.parametrize("two_scales", [True, False])
+def test_pairs_have_two_scales_only_where_the_target_computes_them(two_scales: bool) -> None:
+    model = padded_conv_behind_an_affine_map()
+    result = quantize(model, on=target(two_scales=two_scales)).model
+    pairs = [(n.inputs[0].producer(), n) for n in result.graph if n.op_type == "DequantizeLinear"]
+    scales = [(q.inputs[1].name, d.inputs[1].name) for q, d in pairs if q is not None]
+    assert any(before != after for before, after in scales) == two_scales
+    assert ("Mul" in graphs.operators(result)) == (not two_scales)
+    assert sqnr(model, result) > 30
 
 
 def test_outputs_keep_their_names_and_shapes() -> None:
