@@ -469,6 +469,7 @@ def test_a_model_above_the_limit_of_protobuf_is_built(
 ) -> None:
     monkeypatch.setattr("edgec.emit._PROTOBUF_LIMIT", 1000)
     monkeypatch.setattr("edgec.passes.execution._PROTOBUF_LIMIT", 1000)
+    monkeypatch.setattr("edgec.passes.execution._FILES_ABOVE", 1000)
     report = edgec_build(cnn_onnx, "-t", "x86-64", "-o", "out", "--recipe", "cleanup")
     assert pathlib.Path("out/cnn.x86-64.reference.onnx.data").is_file()
     (x,) = images(1)
