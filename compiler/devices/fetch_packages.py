@@ -19,9 +19,16 @@ from edgec.errors import DeviceError
 from edgec.targets import Modules, Wheels
 
 
+def own_python() -> str:
+    """The version of this Python that wheels are made for: "3.11"."""
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
 def fetch_wheels(wanted: Wheels, downloads: pathlib.Path) -> list[pathlib.Path]:
     """The wheels of the requirements, without what they depend on. Raises DeviceError."""
-    folder = downloads / f"wheels-{wanted.folder.replace('/', '-')}"
+    # what an interrupted run fetched for another Python is not taken
+    version = wanted.python or own_python()
+    folder = downloads / f"wheels-{wanted.folder.replace('/', '-')}-{version}"
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "-q"]
     command += ["--no-deps", "--only-binary=:all:", "-d", str(folder)]

@@ -1,7 +1,8 @@
 """Installs what device profiles need into a cache, and says what is missing.
 
     CACHE/NAME/            one environment, shared by the profiles that name it
-    CACHE/NAME/installed.json   written last: the environment's digest, digests of its folders
+    CACHE/NAME/installed.json   written last: the environment's digest, digests of its folders;
+                                that of wheels for this Python depends on its version, too
     CACHE/NAME.downloads/  archives, kept until the environment is complete
 
 CACHE is $EDGEC_DEVICES, or ``edgec/devices`` in the user's cache folder. An interrupted
@@ -22,7 +23,12 @@ from collections.abc import Callable
 from typing import Any
 
 from edgec.devices.fetch_debian import fetch_debian, unpack_debian
-from edgec.devices.fetch_packages import fetch_modules, fetch_wheels, unpack_wheels
+from edgec.devices.fetch_packages import (
+    fetch_modules,
+    fetch_wheels,
+    own_python,
+    unpack_wheels,
+)
 from edgec.errors import DeviceError, TargetError
 from edgec.machine import this_machine
 from edgec.targets import Environment, Profile, load_environment, load_profile, profile_names
@@ -67,7 +73,8 @@ def missing(profile: Profile) -> str | None:
     if stamp is None:
         return f"it is not installed; run: edgec devices install {profile.name}"
     if stamp.get("environment") != _digest_of(environment):
-        return f"it was installed by another edgec; run: edgec devices install {profile.name}"
+        why = "it was installed by another edgec or for another Python"
+        return f"{why}; run: edgec devices install {profile.name}"
     return None
 
 
@@ -171,7 +178,10 @@ def _install(environment: Environment, folder: pathlib.Path, progress: Progress)
 
 
 def _digest_of(environment: Environment) -> str:
-    text = json.dumps(dataclasses.asdict(environment), sort_keys=True)
+    facts = dataclasses.asdict(environment)
+    if any(not wheels.python for wheels in environment.wheels):
+        facts["own python"] = own_python()  # its wheels fit no other
+    text = json.dumps(facts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -11,10 +11,19 @@ import pytest
 from click.testing import CliRunner
 
 from edgec.cli import main
+from edgec.devices import fetch_packages
 from edgec.devices import install as installing
+from edgec.devices.fetch_packages import fetch_wheels
 from edgec.devices.install import install, installed_folder, missing
 from edgec.errors import DeviceError, TargetError
-from edgec.targets import Environment, File, load_environment, load_profile, profile_names
+from edgec.targets import (
+    Environment,
+    File,
+    Wheels,
+    load_environment,
+    load_profile,
+    profile_names,
+)
 
 PROFILE = load_profile("cortex-a72")
 
@@ -53,6 +62,63 @@ def test_another_edition_of_an_environment_has_to_be_installed_again(
     newer = Environment("linux-arm64", "another file", 1, files=(File("root/note", "newer"),))
     monkeypatch.setattr(installing, "load_environment", lambda name: newer)
     assert "by another edgec" in str(missing(PROFILE))
+
+
+def test_wheels_for_this_python_are_installed_again_after_an_upgrade(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = []
+    own = replace(environment, wheels=(Wheels("site", ("numpy==2.3.5",)),))
+    monkeypatch.setattr(installing, "load_environment", lambda name: own)
+    monkeypatch.setattr(installing, "fetch_wheels", lambda wanted, folder: fetched.append(wanted))
+    monkeypatch.setattr(
+        installing, "unpack_wheels", lambda wheels, folder: folder.mkdir(parents=True)
+    )
+    folder = install("cortex-a72")
+    assert install("cortex-a72") == folder
+    assert missing(PROFILE) is None and len(fetched) == 1
+    monkeypatch.setattr(installing, "own_python", lambda: "3.99")
+    assert "for another Python; run: edgec devices install cortex-a72" in str(missing(PROFILE))
+    assert install("cortex-a72") == folder
+    assert missing(PROFILE) is None and len(fetched) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "depends"),
+    [
+        ("coreml", True),
+        ("openvino", True),
+        ("qnn", True),
+        ("linux-arm64", False),
+        ("linux-armhf", False),
+        ("qemu-x86-64", False),
+        ("web", False),
+        ("windows-x64", False),
+    ],
+)
+def test_only_wheels_for_this_python_depend_on_its_version(
+    monkeypatch: pytest.MonkeyPatch, name: str, depends: bool
+) -> None:
+    environment = load_environment(name)
+    before = installing._digest_of(environment)
+    monkeypatch.setattr(installing, "own_python", lambda: "3.99")
+    assert (installing._digest_of(environment) != before) == depends
+
+
+def test_wheels_that_were_fetched_for_another_python_are_not_unpacked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    def bring(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        folder = pathlib.Path(command[command.index("-d") + 1])
+        (folder / f"numpy-{fetch_packages.own_python()}.whl").touch()
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", bring)
+    wanted = Wheels("site", ("numpy",))
+    monkeypatch.setattr(fetch_packages, "own_python", lambda: "3.11")
+    assert [file.name for file in fetch_wheels(wanted, tmp_path)] == ["numpy-3.11.whl"]
+    monkeypatch.setattr(fetch_packages, "own_python", lambda: "3.12")
+    assert [file.name for file in fetch_wheels(wanted, tmp_path)] == ["numpy-3.12.whl"]
 
 
 def test_an_installation_that_fails_leaves_the_old_one(
