@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from devices import bundles, web_page
 from devices.test_check import require
 from PIL import Image
@@ -80,3 +81,28 @@ def test_a_bundle_passes_in_the_browser(device: str, tmp_path: pathlib.Path) -> 
     assert verdict.status == "passed", verdict.reason
     assert verdict.outcome is not None
     assert ("wasm_threads" in verdict.outcome.features) == (device == "chromium-wasm")
+
+
+class Attention(torch.nn.Module):
+    """Self-attention of two heads, 32 numbers each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = torch.nn.ModuleList(torch.nn.Linear(64, 64) for _ in "qkv")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        heads = [layer(x).view(1, -1, 2, 32).transpose(1, 2) for layer in self.project]
+        mixed = torch.nn.functional.scaled_dot_product_attention(*heads)
+        return mixed.transpose(1, 2).reshape(1, -1, 64)
+
+
+def test_attention_is_right_on_webgpu(tmp_path: pathlib.Path) -> None:
+    torch.manual_seed(0)
+    bundle = tmp_path / "attention.edgec"
+    source = edgec.Source(Attention().eval(), (torch.randn(1, 32, 64),), input_names=("x",))
+    edgec.build(source, target="web", output=bundle, recipe="cleanup,fuse,lower", verify=False)
+    feeds = {"x": np.random.default_rng(0).standard_normal((1, 32, 64), np.float32)}
+    [verdict] = verify_on(bundle, ["chromium-webgpu"], Samples((feeds,), 1))
+    assert verdict.status == "passed", verdict.reason
+    assert verdict.judgement is not None
+    assert verdict.judgement.sqnr_db > 60  # 2 dB with the kernel MultiHeadAttention
