@@ -62,9 +62,9 @@ def _why_not(model: ir.Model, lowered: ir.Model, context: Context) -> str:
     if feeds is None:
         return f"no feeds found to prove opset {_FAST_OPSET}; give calibration data"
     try:
-        error = largest_error(model, lowered, [feeds])
-    except PassError as problem:
-        return f"with opset {_FAST_OPSET}, {problem}"
-    if error > _TOLERANCE:
-        return f"with opset {_FAST_OPSET} outputs differ by {error:.1e} of their largest number"
+        difference = largest_error(model, lowered, [feeds])
+    except PassError as error:
+        return f"with opset {_FAST_OPSET}, {error}"
+    if difference > _TOLERANCE:
+        return f"with opset {_FAST_OPSET} outputs differ by {difference:.1e} of their largest number"
     return ""
