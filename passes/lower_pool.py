@@ -66,5 +66,5 @@ def _why_not(model: ir.Model, lowered: ir.Model, context: Context) -> str:
     except PassError as error:
         return f"with opset {_FAST_OPSET}, {error}"
     if difference > _TOLERANCE:
-        return f"with opset {_FAST_OPSET} outputs differ by {difference:.1e} of their largest number"
+        return f"with opset {_FAST_OPSET} outputs differ by {difference:.1e} of their largest"
     return ""
