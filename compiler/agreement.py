@@ -63,7 +63,8 @@ class AgreementRule:
         if len(floats) != 1:
             return cls()
         [value] = floats
-        if _may_be_class_scores(value) and (declared or _ends_in_class_scores(value)):
+        opset = model.opset_imports.get("", 0)
+        if _may_be_class_scores(value) and (declared or _ends_in_class_scores(value, opset)):
             return cls(Same.ARGMAX, value.name)
         last = _producer(value, through=_SAME_VALUES | {"Transpose"})
         if last is not None and last.op_type in {"Sigmoid", "HardSigmoid"}:
@@ -121,12 +122,15 @@ def _may_be_class_scores(value: ir.Value) -> bool:
     return not isinstance(classes, int) or classes > 1
 
 
-def _ends_in_class_scores(value: ir.Value) -> bool:
+def _ends_in_class_scores(value: ir.Value, opset: int) -> bool:
     node = _producer(value, through=_SAME_VALUES)
     if node is None:
         return False
     if node.op_type in {"Softmax", "LogSoftmax"}:
-        return True
+        # a segmentation net's classes lie along the channels: argmax and errors are of the last
+        axis = node.attributes.get_int("axis", -1 if opset >= 13 else 1)
+        shape = node.outputs[0].shape
+        return axis == -1 or (shape is not None and axis == len(shape) - 1)
     if value.shape is None or len(value.shape) != 2:
         return False
     biased = node.op_type == "Add" and any(

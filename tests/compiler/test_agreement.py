@@ -86,6 +86,15 @@ def test_one_probability_a_row_is_a_decision_even_with_labels() -> None:
     assert AgreementRule.of_model(model, declared=True) == DECISIONS
 
 
+@pytest.mark.parametrize(("axis", "recognised"), [(-1, True), (3, True), (1, False), (2, False)])
+def test_classes_along_another_axis_than_the_last_are_not_taken_for_class_scores(
+    axis: int, recognised: bool
+) -> None:
+    nodes = f"y = Softmax <axis = {axis}> (x)"
+    model = graphs.graph(f"g (float[n, 3, 8, 8] x) => (float[n, 3, 8, 8] y) {{ {nodes} }}", {})
+    assert (AgreementRule.of_model(model, declared=False).class_scores == "y") is recognised
+
+
 def test_one_number_or_two_outputs_are_no_classifier() -> None:
     text = "g (float[batch, 8] x) => (float[batch, 1] y) { y = MatMul (x, w) }"
     narrow = graphs.graph(text, {"w": graphs.weight(8, 1)})
