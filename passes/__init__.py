@@ -18,6 +18,7 @@ from edgec.passes.equalize import Equalize
 from edgec.passes.fuse import Fuse
 from edgec.passes.lower import Lower
 from edgec.passes.prune_magnitude import PruneMagnitude
+from edgec.passes.prune_structured import PruneStructured
 from edgec.passes.quantize_dynamic import QuantizeDynamic
 from edgec.passes.quantize_static import QuantizeStatic
 from edgec.passes.quantize_weights import QuantizeWeights
@@ -30,6 +31,7 @@ PASSES: tuple[type[Pass], ...] = (
     Cleanup,
     Fuse,
     PruneMagnitude,
+    PruneStructured,
     SwapActivations,
     Recover,
     Equalize,
@@ -57,6 +59,7 @@ __all__ = [
     "PassError",
     "Progress",
     "PruneMagnitude",
+    "PruneStructured",
     "QuantizeDynamic",
     "QuantizeStatic",
     "QuantizeWeights",

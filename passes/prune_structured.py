@@ -1,0 +1,273 @@
+"""Cuts whole channels, heads and hidden units out of the graph: smaller weights, fewer products.
+
+What can be cut together is found by ``dimension_groups``, what is cut is chosen by the
+importance of the units, and ``removal`` makes the tensors smaller; nothing is masked. Widths
+stay multiples of what the target's kernels fill their vectors with. The plan (which units of
+which group stay) is the pass's decisions: it can be read, and replayed on a retrained model of
+the same architecture.
+
+Shares are counted against the reference, so that a second run has nothing left to do, and a
+later one with a larger ratio goes on. The weights are left as they are; ``recover`` trains them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+import numpy as np
+import onnx_ir as ir
+
+from edgec.passes.contract import Context, PassError, Result, Skip, Stage
+from edgec.passes.dimension_groups import Group, Kind, coupled_groups
+from edgec.passes.importance import Importance, unit_importance
+from edgec.passes.removal import Cut, remove
+from edgec.passes.weights import Refused, check_skip
+from edgec_runtime.errors import suggestion
+
+Ranking = Literal["local", "global"]
+
+
+@dataclass(frozen=True)
+class PruneStructured:
+    """Removes the channels, heads and hidden units that matter least."""
+
+    name: ClassVar[str] = "prune-structured"
+    stage: ClassVar[Stage] = Stage.PRUNE
+    lossless: ClassVar[bool] = False
+    version: ClassVar[int] = 1
+
+    ratio: float = 0.25  # share of the reference's units that goes, above 0 and below 1
+    ranking: Ranking = "local"  # global: units of one kind compete across layers
+    importance: Importance = "l1"  # l1, l2, bn-scale (without fuse), geometric-median
+    kinds: tuple[str, ...] = ("channel", "head", "hidden")  # units that may go
+    round_to: int = 0  # widths stay multiples of it, and no less; 0: as the target says
+    max_ratio: float = 0.8  # of one group, where the ranking is global
+    mixed: bool = False  # also cut what a norm takes its mean over: the units left change, too
+    skip: tuple[str, ...] = ()  # names of nodes whose outputs stay
+
+    def __post_init__(self) -> None:
+        """Raise PassError for parameters out of range."""
+        for field in ("ratio", "max_ratio"):
+            if not 0.0 < getattr(self, field) < 1.0:
+                raise PassError(
+                    f"prune-structured: {field} is {getattr(self, field)}, expected a share above "
+                    "0 and below 1 (0.25 removes a quarter of the units)"
+                )
+        if self.round_to < 0:
+            raise PassError(f"prune-structured: round_to is {self.round_to}, expected 0 or more")
+        choices = (
+            ("ranking", (self.ranking,), Ranking),
+            ("importance", (self.importance,), Importance),
+            ("kinds", self.kinds, Kind),
+        )
+        for field, given, known in choices:
+            for word in given:
+                if word not in get_args(known):
+                    near = suggestion(word, get_args(known))
+                    raise PassError(f"prune-structured: {field} has no '{word}'{near}")
+
+    def run(self, model: ir.Model, context: Context) -> Result:
+        """Cut; ``changed`` counts the weight tensors that became smaller."""
+        check_skip(self.name, self.skip, list(model.graph.all_nodes()))
+        groups = coupled_groups(model)
+        skipped = list(groups.skipped)
+        if context.lock:
+            cuts = replayed(context.lock, groups.found)
+        else:
+            cuts = self._chosen(model, groups.found, context, skipped)
+        before, units = _weights(model), sum(group.units for group in groups.found)
+        decisions = plan(cuts)
+        changed = remove(model, cuts)
+        finding = _finding(before, _weights(model), cuts, units)
+        touched = _touched(model, cuts)
+        findings = (finding,) if changed else ()
+        return Result(model, changed, tuple(skipped), touched, decisions, findings)
+
+    def _chosen(
+        self, model: ir.Model, groups: Sequence[Group], context: Context, skipped: list[Skip]
+    ) -> list[Cut]:
+        weights = _initializers(model)
+        dense = _sizes(context.reference)
+        ranked = []
+        for group in groups:
+            try:
+                self._check(group)
+                scores = unit_importance(group, weights, self.importance)
+            except Refused as refused:
+                skipped.append(Skip(group.name, str(refused)))
+                continue
+            step = self._step(group, context.target.channel_multiple)
+            ranked.append(_Ranked(group, scores, step, _dense_units(group, weights, dense)))
+        if self.ranking == "local":
+            kept = {item: item.kept(self.ratio) for item in ranked}
+        else:
+            kept = {}
+            for kind in get_args(Kind):
+                alike = [item for item in ranked if item.group.kind == kind]
+                kept.update(_across(alike, self.ratio, self.max_ratio))
+        for item in ranked:
+            if kept[item] == item.dense:
+                reason = f"its {item.dense} units stay: they go {item.step} at a time"
+                skipped.append(Skip(item.group.name, reason))
+        return [item.cut(kept[item]) for item in ranked if kept[item] < item.group.units]
+
+    def _check(self, group: Group) -> None:
+        """Raise Refused for a group that is not to be cut."""
+        if group.kind not in self.kinds:
+            raise Refused(f"its units are of kind '{group.kind}', which kinds leaves out")
+        if group.mixed and not self.mixed:
+            raise Refused(f"{group.mixed}; mixed=true cuts it all the same")
+        for layer in group.layers:
+            if layer in self.skip:
+                raise Refused(f"'{layer}' is named in skip")
+
+    def _step(self, group: Group, multiple: int) -> int:
+        """Units that go at a time, so that widths stay multiples."""
+        widths = [part.indices.shape[1] for part in group.slices]
+        # a layer is as wide as its heads together; elsewhere a unit may be part of a block
+        width = max(widths) if group.kind == "head" else min(widths)
+        multiple = self.round_to or multiple
+        return multiple // math.gcd(multiple, width)
+
+
+@dataclass(frozen=True, eq=False)
+class _Ranked:
+    """A group, its units' importance [units], the step and the units that the reference has."""
+
+    group: Group
+    scores: np.ndarray[Any, np.dtype[np.float64]]
+    step: int
+    dense: int
+
+    def kept(self, ratio: float) -> int:
+        """The number of units nearest to what the ratio leaves: a multiple of the step."""
+        wanted = self.dense * (1 - ratio)
+        rounded = max(1, math.floor(wanted / self.step + 0.5)) * self.step
+        return min(rounded, self.group.units)
+
+    def cut(self, kept: int) -> Cut:
+        """Keep so many units, those that matter most; among equals the first."""
+        order = np.argsort(-self.scores, kind="stable")
+        return Cut(self.group, tuple(sorted(int(unit) for unit in order[kept:])))
+
+
+def _across(items: Sequence[_Ranked], ratio: float, max_ratio: float) -> dict[_Ranked, int]:
+    """How many units each group keeps if those that matter least in all of them go.
+
+    Scores are divided by their mean in the group, since weights of layers differ in scale.
+    """
+    left = {item: item.group.units for item in items}
+    costs = {item: np.sort(item.scores / max(item.scores.mean(), 1e-30)) for item in items}
+    dense = sum(item.dense for item in items)
+    budget = math.floor(ratio * dense) - (dense - sum(left.values()))
+    while True:
+        steps = []
+        for position, item in enumerate(items):
+            size = left[item] % item.step or item.step
+            remaining = left[item] - size
+            least = max(item.step, math.ceil(item.dense * (1 - max_ratio)))
+            if remaining >= least and size <= budget:
+                gone = item.group.units - left[item]
+                cost = float(costs[item][gone : gone + size].mean())
+                steps.append((cost, position, size))
+        if not steps:
+            return left
+        _, position, size = min(steps)
+        left[items[position]] -= size
+        budget -= size
+
+
+def plan(cuts: Sequence[Cut]) -> dict[str, Any]:
+    """What is cut as JSON data: of each group its name, kind, number of units, and those kept."""
+    return {
+        "groups": [
+            {
+                "name": cut.group.name,
+                "kind": cut.group.kind,
+                "units": cut.group.units,
+                "kept": sorted(set(range(cut.group.units)) - set(cut.units)),
+            }
+            for cut in cuts
+        ]
+    }
+
+
+def replayed(plan: Mapping[str, Any], groups: Sequence[Group]) -> list[Cut]:
+    """The cuts of a plan on groups of the same architecture.
+
+    Raises PassError if the plan was made for another one, or is damaged.
+    """
+    known = {group.name: group for group in groups}
+    cuts = []
+    try:
+        for entry in plan["groups"]:
+            group = known.get(entry["name"])
+            if group is None or group.units != entry["units"] or group.kind != entry["kind"]:
+                raise PassError(
+                    f"the plan cuts group '{entry['name']}' of {entry['units']} units, which this "
+                    "model does not have: it was made for another architecture; build without it"
+                )
+            kept = {int(unit) for unit in entry["kept"]}
+            if not kept or not kept <= set(range(group.units)):
+                raise PassError(f"the plan keeps units of '{group.name}' that it does not have")
+            cuts.append(Cut(group, tuple(u for u in range(group.units) if u not in kept)))
+    except (KeyError, TypeError, ValueError) as error:
+        raise PassError(f"the pruning plan is damaged: {error!r}; build without it") from error
+    return cuts
+
+
+def _initializers(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    return {
+        name: value.const_value
+        for graph in model.graphs()
+        for name, value in graph.initializers.items()
+        if value.const_value is not None
+    }
+
+
+def _sizes(model: ir.Model) -> dict[str, tuple[int, ...]]:
+    """Shapes of all constants by name; exporters store some as nodes."""
+    sizes = {name: tuple(t.shape.numpy()) for name, t in _initializers(model).items()}
+    for node in model.graph.all_nodes():
+        if node.op_type == "Constant" and "value" in node.attributes:
+            shape = node.attributes["value"].as_tensor().shape
+            sizes[str(node.outputs[0].name)] = tuple(shape.numpy())
+    return sizes
+
+
+def _dense_units(
+    group: Group,
+    weights: Mapping[str, ir.TensorProtocol],
+    dense: Mapping[str, tuple[int, ...]],
+) -> int:
+    """How many units the group has in the reference, where a weight's name tells."""
+    for part in group.slices:
+        here, there = weights[part.name].shape.numpy(), dense.get(part.name, ())
+        if len(here) == len(there) and part.indices.size == here[part.axis]:
+            return max(group.units, there[part.axis] // part.indices.shape[1])
+    return group.units
+
+
+def _weights(model: ir.Model) -> int:
+    return sum(int(tensor.size) for tensor in _initializers(model).values())
+
+
+def _touched(model: ir.Model, cuts: Sequence[Cut]) -> tuple[str, ...]:
+    """Outputs of the nodes that read a smaller weight."""
+    sliced = {part.name for cut in cuts for part in cut.group.slices}
+    return tuple(
+        str(node.outputs[0].name)
+        for node in model.graph
+        if any(value is not None and value.name in sliced for value in node.inputs)
+    )
+
+
+def _finding(before: int, after: int, cuts: Sequence[Cut], units: int) -> str:
+    gone = sum(len(cut.units) for cut in cuts)
+    return (
+        f"{gone} of {units} units in {len(cuts)} groups are cut: {before} numbers in weights "
+        f"became {after} ({after / max(before, 1):.1%})"
+    )

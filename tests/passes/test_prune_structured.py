@@ -1,0 +1,275 @@
+"""The pass: how many units go and which, the plan, and what it is good for with recover."""
+
+import dataclasses
+import json
+
+import graphs
+import numpy as np
+import onnx_ir as ir
+import pytest
+from digits_cnn import digits
+
+from edgec.passes import PassError, PruneStructured, Recover
+from edgec.passes.dimension_groups import coupled_groups
+from edgec.passes.execution import graph_bytes
+from edgec.passes.importance import unit_importance
+from edgec.targets import load_target
+
+TWO_LAYERS = """g (float[4, 8] x) => (float[4, 3] y) {
+    [a] c = Gemm <transB = 1> (x, w, b)
+    r = Relu (c)
+    [d] e = Gemm <transB = 1> (r, k)
+    s = Relu (e)
+    [z] y = Gemm <transB = 1> (s, v)
+}"""
+
+
+def two_layers():
+    """Two groups of 16 units: those of 'a' have small weights, those of 'd' large ones."""
+    return graphs.graph(
+        TWO_LAYERS,
+        {
+            "w": graphs.weight(16, 8) * 0.1,
+            "b": graphs.feed(16, seed=1),
+            "k": graphs.weight(16, 16, seed=2),
+            "v": graphs.weight(3, 16, seed=3) * 10,
+        },
+    )
+
+
+def pruned(model=None, target="x86-64", **parameters):
+    model = model or two_layers()
+    return PruneStructured(**parameters).run(model, graphs.context(model, target))
+
+
+def widths(result):
+    weights = result.model.graph.initializers
+    return weights["w"].shape[0], weights["k"].shape[0]
+
+
+def array(model, name):
+    return model.graph.initializers[name].const_value.numpy()
+
+
+@pytest.mark.parametrize(
+    ("ratio", "round_to", "kept"),
+    [(0.25, 4, 12), (0.25, 8, 16), (0.3, 8, 8), (0.25, 1, 12), (0.9, 4, 4), (0.5, 5, 10)],
+)
+def test_the_width_is_the_nearest_multiple_and_at_least_one(ratio, round_to, kept):
+    assert widths(pruned(ratio=ratio, round_to=round_to)) == (kept, kept)
+
+
+def test_the_target_says_what_widths_are_multiples_of():
+    target = load_target("x86-64")
+    assert target.channel_multiple == 8
+    narrow = dataclasses.replace(target, channel_multiple=2)
+    assert widths(pruned(ratio=0.3)) == (8, 8)
+    assert widths(pruned(target=narrow, ratio=0.3)) == (12, 12)
+
+
+def test_units_of_least_magnitude_go():
+    model = two_layers()
+    magnitude = np.abs(array(model, "w")).sum(1) + np.abs(array(model, "k")).sum(0)
+    rows = array(model, "w")[np.sort(np.argsort(magnitude)[4:])]
+    result = pruned(model, round_to=1)
+    np.testing.assert_array_equal(array(result.model, "w"), rows)
+
+
+def by_hand(model, how):
+    w, k = array(model, "w").astype(float), array(model, "k").astype(float)
+    if how == "l1":
+        return np.abs(w).sum(1) + np.abs(k).sum(0)
+    if how == "l2":
+        return (w**2).sum(1) + (k**2).sum(0)
+    return np.array([sum(np.linalg.norm(one - other) for other in w) for one in w])
+
+
+@pytest.mark.parametrize("how", ["l1", "l2", "geometric-median"])
+def test_importance_is_as_defined(how):
+    model = two_layers()
+    weights = {name: value.const_value for name, value in model.graph.initializers.items()}
+    scores = unit_importance(coupled_groups(model).found[0], weights, how)
+    np.testing.assert_allclose(scores, by_hand(model, how), rtol=1e-6)
+
+
+def test_batch_norm_scales_decide_where_asked_for():
+    model = graphs.graph(
+        """g (float[1, 3, 4, 4] x) => (float[1, 2, 4, 4] y) {
+            [a] c = Conv (x, w)
+            n = BatchNormalization (c, scale, shift, mean, var)
+            [b] y = Conv (n, v)
+        }""",
+        {
+            "w": graphs.weight(4, 3, 1, 1),
+            "scale": np.float32([0.5, -2, 0.1, 1]),
+            "shift": np.zeros(4, np.float32),
+            "mean": np.zeros(4, np.float32),
+            "var": np.ones(4, np.float32),
+            "v": graphs.weight(2, 4, 1, 1),
+        },
+    )
+    result = pruned(model, importance="bn-scale", ratio=0.5, round_to=1)
+    np.testing.assert_array_equal(array(result.model, "scale"), np.float32([-2, 1]))
+
+
+def test_without_batch_norm_its_scales_cannot_decide():
+    result = pruned(importance="bn-scale")
+    assert result.changed == 0
+    assert {s.node for s in result.skipped if "no BatchNormalization scales it" in s.reason} == {
+        "a",
+        "d",
+    }
+
+
+def test_global_ranking_takes_more_where_less_is_lost():
+    """The units of 'd' have one tiny half; those of 'a' are much alike."""
+    model = two_layers()
+    for name, axis in (("k", 0), ("v", 1)):
+        weight = np.moveaxis(array(model, name).copy(), axis, 0)
+        weight[:8] *= 1e-3
+        model.graph.initializers[name].const_value = ir.tensor(np.moveaxis(weight, 0, axis))
+    result = pruned(model, ranking="global", ratio=0.25, round_to=4)
+    assert widths(result) == (16, 8)
+
+
+def test_global_ranking_leaves_each_group_its_share():
+    result = pruned(ranking="global", ratio=0.7, max_ratio=0.75, round_to=1)
+    assert min(widths(result)) >= 4
+    assert sum(widths(result)) == 32 - 22
+
+
+@pytest.mark.parametrize("ranking", ["local", "global"])
+def test_a_second_run_goes_on_from_the_first(ranking):
+    """Shares count against the reference: a larger ratio takes what is missing to it."""
+    model = two_layers()
+    context = graphs.context(model)
+    first = PruneStructured(ratio=0.25, round_to=4, ranking=ranking).run(model.clone(), context)
+    same = PruneStructured(ratio=0.25, round_to=4, ranking=ranking).run(first.model, context)
+    assert same.changed == 0
+    more = PruneStructured(ratio=0.5, round_to=4, ranking=ranking).run(first.model, context)
+    assert sum(widths(more)) == 16
+
+
+def test_a_layer_named_in_skip_keeps_its_width():
+    result = pruned(skip=("a",), round_to=4)
+    assert widths(result) == (16, 12)
+    assert [s.reason for s in result.skipped if s.node == "a"] == ["'a' is named in skip"]
+
+
+def test_a_name_in_skip_that_is_no_node_is_an_error():
+    with pytest.raises(PassError, match="skip names 'aa', no node of the model"):
+        pruned(skip=("aa",))
+
+
+def test_kinds_that_are_left_out_stay():
+    result = pruned(kinds=("channel", "head"))
+    assert widths(result) == (16, 16)
+    assert "of kind 'hidden', which kinds leaves out" in result.skipped[-1].reason
+
+
+def test_what_a_norm_takes_its_mean_over_goes_only_if_asked():
+    model, feeds = graphs.transformer()
+    kept = pruned(model.clone())
+    assert array(kept.model, "gamma").shape == (48,)
+    assert any("mixed=true cuts it all the same" in s.reason for s in kept.skipped)
+    cut = pruned(model.clone(), mixed=True)
+    assert array(cut.model, "gamma").shape == (40,)
+    assert graphs.run(cut.model, **feeds)[0].shape == (2, 9, 50)
+
+
+def test_a_group_too_narrow_to_round_is_told():
+    result = pruned(ratio=0.25, round_to=16)
+    assert result.changed == 0
+    assert "its 16 units stay: they go 16 at a time" in result.skipped[-1].reason
+
+
+def test_the_plan_says_what_is_kept_and_the_finding_how_much():
+    result = pruned(round_to=4)
+    plan = json.loads(json.dumps(dict(result.decisions)))
+    first, second = plan["groups"]
+    assert (first["name"], first["kind"], first["units"]) == ("a", "hidden", 16)
+    assert len(first["kept"]) == 12 and first["kept"] == sorted(first["kept"])
+    assert second["name"] == "d"
+    # w 16 * 8, b 16, k 16 * 16, v 3 * 16, then with 12 for 16
+    assert result.findings == (
+        "8 of 32 units in 2 groups are cut: 448 numbers in weights became 288 (64.3%)",
+    )
+    assert result.changed == 4
+    assert result.touched == ("c", "e", "y")
+
+
+def test_the_plan_cuts_a_retrained_model_in_the_same_places():
+    plan = dict(pruned(round_to=4).decisions)
+    retrained = two_layers()
+    for name in ("w", "k"):
+        new = graphs.weight(*array(retrained, name).shape, seed=77)
+        retrained.graph.initializers[name].const_value = ir.tensor(new)
+    context = graphs.context(retrained, lock=plan)
+    expected = array(retrained, "w")[plan["groups"][0]["kept"]]
+    # other parameters than those of the plan: the plan counts
+    result = PruneStructured(ratio=0.9).run(retrained, context)
+    np.testing.assert_array_equal(array(result.model, "w"), expected)
+    assert result.decisions == plan
+
+
+def entry(**changes):
+    return {"name": "a", "kind": "hidden", "units": 16, "kept": [0, 1]} | changes
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ([entry(name="b")], "cuts group 'b' of 16 units, which this model does not have"),
+        ([entry(units=12)], "cuts group 'a' of 12 units, which this model does not have"),
+        ([entry(kind="head")], "made for another architecture"),
+        ([entry(kept=[16])], "keeps units of 'a' that it does not have"),
+        ([entry(kept=[])], "keeps units of 'a' that it does not have"),
+        ([{"name": "a"}], "damaged"),
+        ([entry(kept=["one"])], "damaged"),
+        (7, "damaged"),
+    ],
+)
+def test_a_plan_for_another_model_is_refused(groups, message):
+    model = two_layers()
+    with pytest.raises(PassError, match=message):
+        PruneStructured().run(model, graphs.context(model, lock={"groups": groups}))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"ratio": 0.0}, "ratio is 0.0, expected a share above 0 and below 1"),
+        ({"ratio": 1.0}, "ratio is 1.0"),
+        ({"max_ratio": 1.5}, "max_ratio is 1.5"),
+        ({"round_to": -1}, "round_to is -1"),
+        ({"ranking": "globl"}, "ranking has no 'globl', did you mean 'global'"),
+        ({"importance": "l3"}, "importance has no 'l3'"),
+        ({"kinds": ("heads",)}, "kinds has no 'heads', did you mean 'head'"),
+    ],
+)
+def test_parameters_out_of_range_are_refused(parameters, message):
+    with pytest.raises(PassError, match=message):
+        PruneStructured(**parameters)
+
+
+@pytest.mark.slow
+def test_recover_wins_back_what_half_of_the_channels_knew():
+    """Trained on digits: the pruned network forgets, and learns it again from the dense one."""
+    data = digits()
+    context = graphs.context(data.model, calibration=data.calibration, validation=data.validation)
+    small = PruneStructured(ratio=0.5).run(data.model.clone(), context)
+    recovered = Recover(steps=300, rate=1.0, bias_rate=0.02).run(small.model.clone(), context)
+
+    def accuracy(model):
+        return float((data.logits(model).argmax(1) == data.labels).mean())
+
+    dense, forgot, learnt = map(accuracy, (data.model, small.model, recovered.model))
+    assert len(graph_bytes(recovered.model)) < 0.65 * len(graph_bytes(data.model))
+    assert forgot < dense - 0.1
+    # on the 597 samples of the test set
+    assert learnt > dense - 0.05
+
+
+def test_the_same_units_go_each_time():
+    first, second = pruned(), pruned()
+    assert graph_bytes(first.model) == graph_bytes(second.model)
