@@ -247,7 +247,8 @@ def _dense_units(
     for part in group.slices:
         here, there = weights[part.name].shape.numpy(), dense.get(part.name, ())
         if len(here) == len(there) and part.indices.size == here[part.axis]:
-            return max(group.units, there[part.axis] // part.indices.shape[1])
+            positions: int = part.indices.shape[1]
+            return max(group.units, there[part.axis] // positions)
     return group.units
 
 
