@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from edgec.passes.couplings import Axes, Shape, is_same
 from edgec.passes.dimensions import Dim, product
+from edgec.passes.weights import Refused
 
 
 def reshape(axes: Axes, node: ir.Node) -> Sequence[Shape]:
@@ -47,6 +48,8 @@ def _wanted(
 ) -> list[int | Dim | None]:
     """The output's sizes as far as they are known."""
     shape = node.outputs[0].shape
+    if shape is not None and len(shape) != len(entries):
+        raise Refused(f"its output was inferred with {len(shape)} dimensions")
     wanted: list[int | Dim | None] = []
     for position, entry in enumerate(entries):
         inferred = None if shape is None else shape[position]

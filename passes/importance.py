@@ -15,12 +15,12 @@ import onnx_ir as ir
 from edgec.passes.dimension_groups import Group, Slice
 from edgec.passes.weights import Refused
 
-Importance = Literal["l1", "l2", "bn-scale", "geometric-median"]
+FromWeights = Literal["l1", "l2", "bn-scale", "geometric-median"]
 Scores = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def unit_importance(
-    group: Group, weights: Mapping[str, ir.TensorProtocol], how: Importance
+    group: Group, weights: Mapping[str, ir.TensorProtocol], how: FromWeights
 ) -> Scores:
     """float64 [units], 0 or more: the lowest matter least.
 

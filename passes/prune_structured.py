@@ -13,7 +13,7 @@ later one with a larger ratio goes on. The weights are left as they are; ``recov
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -22,12 +22,14 @@ import onnx_ir as ir
 
 from edgec.passes.contract import Context, PassError, Result, Skip, Stage
 from edgec.passes.dimension_groups import Group, Kind, coupled_groups
-from edgec.passes.importance import Importance, unit_importance
+from edgec.passes.importance import FromWeights, Scores, unit_importance
+from edgec.passes.importance_measured import Measured, measured_importance
 from edgec.passes.removal import Cut, remove
 from edgec.passes.weights import Refused, check_skip
 from edgec_runtime.errors import suggestion
 
 Ranking = Literal["local", "global"]
+Importance = Literal[FromWeights, Measured]
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class PruneStructured:
 
     ratio: float = 0.25  # share of the reference's units that goes, above 0 and below 1
     ranking: Ranking = "local"  # global: units of one kind compete across layers
-    importance: Importance = "l1"  # l1, l2, bn-scale (without fuse), geometric-median
+    # from weights: l1, l2, geometric-median, bn-scale (without fuse); from data: taylor, wanda
+    importance: Importance = "l1"
     kinds: tuple[str, ...] = ("channel", "head", "hidden")  # units that may go
     round_to: int = 0  # widths stay multiples of it, and no less; 0: as the target says
     max_ratio: float = 0.8  # of one group, where the ranking is global
@@ -92,12 +95,16 @@ class PruneStructured:
         weights = _initializers(model)
         dense = _sizes(context.reference)
         ranked = []
+        allowed = []
         for group in groups:
             try:
                 self._check(group)
-                scores = unit_importance(group, weights, self.importance)
+                allowed.append(group)
             except Refused as refused:
                 skipped.append(Skip(group.name, str(refused)))
+        for group, scores in self._scores(allowed, model, context):
+            if isinstance(scores, str):
+                skipped.append(Skip(group.name, scores))
                 continue
             step = self._step(group, context.target.channel_multiple)
             ranked.append(_Ranked(group, scores, step, _dense_units(group, weights, dense)))
@@ -113,6 +120,22 @@ class PruneStructured:
                 reason = f"its {item.dense} units stay: they go {item.step} at a time"
                 skipped.append(Skip(item.group.name, reason))
         return [item.cut(kept[item]) for item in ranked if kept[item] < item.group.units]
+
+    def _scores(
+        self, groups: Sequence[Group], model: ir.Model, context: Context
+    ) -> Iterator[tuple[Group, Scores | str]]:
+        """The groups with the importance of their units, or why they have none."""
+        weights = _initializers(model)
+        if self.importance == "taylor" or self.importance == "wanda":
+            measured = measured_importance(groups, model, context, self.importance)
+            for group in groups:
+                yield group, measured.get(group.name, "no layer that can be measured reads it")
+            return
+        for group in groups:
+            try:
+                yield group, unit_importance(group, weights, self.importance)
+            except Refused as refused:
+                yield group, str(refused)
 
     def _check(self, group: Group) -> None:
         """Raise Refused for a group that is not to be cut."""
@@ -138,7 +161,7 @@ class _Ranked:
     """A group, its units' importance [units], the step and the units that the reference has."""
 
     group: Group
-    scores: np.ndarray[Any, np.dtype[np.float64]]
+    scores: Scores
     step: int
     dense: int
 

@@ -13,6 +13,7 @@ from edgec.passes import PassError, PruneStructured, Recover
 from edgec.passes.dimension_groups import coupled_groups
 from edgec.passes.execution import graph_bytes
 from edgec.passes.importance import unit_importance
+from edgec.passes.importance_measured import measured_importance
 from edgec.targets import load_target
 
 TWO_LAYERS = """g (float[4, 8] x) => (float[4, 3] y) {
@@ -119,6 +120,91 @@ def test_without_batch_norm_its_scales_cannot_decide():
         "a",
         "d",
     }
+
+
+def measured(model, how, feeds):
+    context = graphs.context(model, calibration=feeds)
+    return measured_importance(coupled_groups(model).found, model, context, how)
+
+
+def test_wanda_weighs_by_what_is_read():
+    model, x = two_layers(), graphs.feed(4, 8)
+    read = np.maximum(x @ array(model, "w").T + array(model, "b"), 0).astype(float)
+    expected = np.abs(array(model, "k")).sum(0) * np.sqrt((read**2).mean(0))
+    scores = measured(model, "wanda", [{"x": x}])
+    np.testing.assert_allclose(scores["a"], expected, rtol=1e-4)
+
+
+def test_taylor_is_the_squared_change_of_the_output():
+    """In a linear network with one output the first order is all there is."""
+    model = graphs.graph(
+        """g (float[1, 8] x) => (float[1, 1] y) {
+            [a] c = Gemm <transB = 1> (x, w)
+            y = Gemm <transB = 1> (c, v)
+        }""",
+        {"w": graphs.weight(6, 8), "v": graphs.weight(1, 6, seed=1)},
+    )
+    x = graphs.feed(1, 8)
+    change = ((x @ array(model, "w").T) * array(model, "v"))[0] ** 2
+    scores = measured(model, "taylor", [{"x": x}])["a"]
+    np.testing.assert_allclose(scores / scores.sum(), change / change.sum(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("how", ["taylor", "wanda"])
+def test_units_that_the_data_never_wakes_go_first(how):
+    """Their weights are the largest; a bias holds them below zero."""
+    model = two_layers()
+    asleep = [1, 5, 6, 11]
+    for name, axis in (("w", 0), ("k", 1)):
+        weight = np.moveaxis(array(model, name).copy(), axis, 0)
+        weight[asleep] *= 10
+        model.graph.initializers[name].const_value = ir.tensor(np.moveaxis(weight, 0, axis))
+    bias = np.full(16, 3, np.float32)
+    bias[asleep] = -100
+    model.graph.initializers["b"].const_value = ir.tensor(bias)
+    feeds = [{"x": graphs.feed(4, 8, seed=seed)} for seed in range(4)]
+    context = graphs.context(model, calibration=feeds)
+    result = PruneStructured(importance=how, round_to=4).run(model, context)
+    kept = result.decisions["groups"][0]["kept"]
+    assert sorted(set(range(16)) - set(kept)) == asleep
+
+
+@pytest.mark.parametrize("how", ["taylor", "wanda"])
+def test_without_data_nothing_can_be_measured(how):
+    with pytest.raises(PassError, match=f"importance '{how}' needs calibration data"):
+        pruned(importance=how)
+
+
+def test_what_has_no_gradients_cannot_be_ranked_by_them():
+    model = graphs.graph(
+        """g (float[4, 4] x) => (float[4, 4, 1] y) {
+            [a] c = Gemm (x, w)
+            s = Gemm (c, v)
+            d = Unsqueeze (s, last)
+            y = LRN <size = 1> (d)
+        }""",
+        {
+            "w": graphs.weight(4, 16),
+            "v": graphs.weight(16, 4),
+            "last": np.array([2]),
+        },
+    )
+    with pytest.raises(PassError, match="importance 'taylor' needs gradients: .*LRN"):
+        measured(model, "taylor", [{"x": graphs.feed(4, 4)}])
+
+
+def test_what_only_a_recurrent_layer_reads_is_not_measured_by_wanda():
+    model = graphs.graph(
+        """g (float[5, 1, 6] x) => (float[5, 1, 1, 4] y) {
+            [a] c = MatMul (x, v)
+            y = LSTM <hidden_size = 4> (c, w, r)
+        }""",
+        {"v": graphs.weight(6, 8), "w": graphs.weight(1, 16, 8), "r": graphs.weight(1, 16, 4)},
+    )
+    context = graphs.context(model, calibration=[{"x": graphs.feed(5, 1, 6)}])
+    result = PruneStructured(importance="wanda", round_to=2).run(model, context)
+    assert result.changed == 0
+    assert "no layer that can be measured reads it" in [s.reason for s in result.skipped]
 
 
 def test_global_ranking_takes_more_where_less_is_lost():
