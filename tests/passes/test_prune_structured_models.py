@@ -4,10 +4,12 @@ import graphs
 import numpy as np
 import onnx
 import pytest
+import small_models
 import twin_models
 from fixtures.locate import FixtureMissing
 from torch import nn
 
+import edgec
 from edgec.passes import PruneStructured
 from edgec.passes.execution import graph_bytes, open_session, run_feeds
 
@@ -88,3 +90,30 @@ def test_a_quarter_comes_off_and_the_rest_runs(name):
     for group in result.decisions["groups"]:
         if group["kind"] == "hidden":
             assert len(group["kept"]) % 8 == 0
+
+
+@pytest.mark.slow
+def test_pruned_recovered_and_quantized_in_one_recipe_and_again_from_its_lock(tmp_path):
+    """The bundle is smaller than the dense one's, and the lock repeats it without training."""
+    images = small_models.images(16)
+    common = {
+        "target": "x86-64",
+        "calibration": lambda: [{"image": image} for image in images],
+        "evaluation": lambda: [{"image": image} for image in small_models.images(4, seed=5)],
+        "verify": False,
+    }
+    source = edgec.Source(
+        small_models.cnn(), (small_models.image(),), input_names=("image",), name="cnn"
+    )
+    recipe = ("cleanup", "fuse", "prune-structured", "recover", "quantize-static", "lower")
+    settings = ("prune-structured.ratio=0.5", "recover.rate=0.5", "recover.steps=10")
+    paths = [tmp_path / name / "cnn.edgec" for name in ("dense", "pruned", "again")]
+    dense = tuple(name for name in recipe if name not in ("prune-structured", "recover"))
+    edgec.build(source, output=paths[0], recipe=dense, **common)
+    report = edgec.build(source, output=paths[1], recipe=recipe, settings=settings, **common)
+    [lock] = paths[1].parent.glob("*.lock.json")
+    edgec.build(source, output=paths[2], lock=lock, **common)
+    assert [step.changed > 0 for step in report.steps if step.name == "prune-structured"] == [True]
+    assert "units in 2 groups are cut" in str(report.to_json())
+    assert paths[1].stat().st_size < paths[0].stat().st_size
+    assert paths[2].read_bytes() == paths[1].read_bytes()

@@ -64,7 +64,7 @@ def test_units_without_weight_can_go_without_a_trace(case):
 @pytest.mark.slow
 @given(pruned())
 @settings(
-    max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 def test_units_without_weight_can_go_without_a_trace_in_many_networks(case):
     compare(*case)
