@@ -32,11 +32,13 @@ test: .venv/installed .venv/demo-fixtures .venv/test-fixtures
 test-fast: .venv/installed .venv/demo-fixtures
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m 'not slow'
 
-# Every device that can be had here, and one model per kind on each (half an hour and 4 GB).
+# Every device that can be had here, and one model per kind on each (two hours of a core, 4 GB);
+# an interrupted run goes on with the same command.
 devices: .venv/installed .venv/demo-fixtures .venv/test-fixtures
 	$(BIN)/python tests/fixtures/install.py --debian
 	-$(BIN)/edgec devices install all
-	$(BIN)/python -W ignore benchmarks/devices.py --write docs/targets.md
+	@mkdir -p build
+	$(BIN)/python -W ignore benchmarks/devices.py --rows build/device-rows.jsonl --write docs/targets.md
 
 setup: .venv/installed .venv/demo-fixtures .venv/test-fixtures
 

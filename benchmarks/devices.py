@@ -2,7 +2,7 @@
 
     edgec devices install all        # what can be had on this machine
     python benchmarks/devices.py [--only ocr ...] [--targets arm64 ...] [--devices haswell ...]
-                                 [--samples 4] [--rows FILE] [--write docs/targets.md] [--json]
+                                 [--samples 2] [--rows FILE] [--write docs/targets.md] [--json]
 
 One model per kind (``kinds.py``) is built for every target with the target's own recipe, and
 run on every installed device that the bundle fits (``edgec verify --on``). Two tables:
@@ -14,8 +14,7 @@ run on every installed device that the bundle fits (``edgec verify --on``). Two 
                instead
 
 An interrupted run goes on with ``--rows FILE``: finished rows are kept there as JSON lines and
-taken from there if they were asked for with the same devices and numbers of samples. Delete
-the file after a change of edgec.
+taken from there if the same edgec made them, with the same devices and numbers of samples.
 
 A device that is not installed, or that no target fits, is listed with the reason. The exit
 code is 1 if a bundle failed or was refused on a device that it fits.
@@ -24,6 +23,7 @@ code is 1 if a bundle failed or was refused on a device that it fits.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import pathlib
 import sys
@@ -36,6 +36,7 @@ import kinds
 from fixtures.locate import FixtureMissing
 
 import edgec
+import edgec_runtime
 from edgec.devices.check import OnDevice, Samples, fits, verify_on
 from edgec.devices.install import missing
 from edgec.errors import EdgecError
@@ -65,7 +66,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", default=list(kinds.MODELS), choices=list(kinds.MODELS))
     parser.add_argument("--targets", nargs="*", default=target_names(), choices=target_names())
     parser.add_argument("--devices", nargs="*", default=profile_names(), choices=profile_names())
-    parser.add_argument("--samples", type=int, default=4, help="per model and device")
+    parser.add_argument("--samples", type=int, default=2, help="per model and device")
     parser.add_argument("--calibration", type=int, default=32, help="samples")
     parser.add_argument("--rows", type=pathlib.Path, help="keep finished rows, and go on from them")
     parser.add_argument("--write", type=pathlib.Path, help="docs/targets.md: renew its tables")
@@ -73,7 +74,12 @@ def main() -> int:
     asked = parser.parse_args()
     lacking = {name: missing(load_profile(name)) for name in asked.devices}
     devices = [name for name, reason in lacking.items() if reason is None]
-    setting = {"devices": devices, "samples": asked.samples, "calibration": asked.calibration}
+    setting = {
+        "edgec": sources_sha256(),
+        "devices": devices,
+        "samples": asked.samples,
+        "calibration": asked.calibration,
+    }
     rows = kept_rows(asked.rows, setting)
     with tempfile.TemporaryDirectory() as folder:
         for kind in asked.only:
@@ -106,8 +112,20 @@ def main() -> int:
     return int("failed" in statuses or "refused" in statuses or not statuses)
 
 
+def sources_sha256() -> str:
+    """Of every source file of edgec, its passes and targets, and the runtime."""
+    digest = hashlib.sha256()
+    for package in (edgec, edgec.passes, edgec.targets, edgec_runtime):
+        [folder] = package.__path__
+        for path in sorted(pathlib.Path(folder).rglob("*")):
+            if path.is_file() and path.suffix != ".pyc":
+                digest.update(path.relative_to(folder).as_posix().encode())
+                digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 def kept_rows(path: pathlib.Path | None, setting: Mapping[str, Any]) -> list[Row]:
-    """The rows of an earlier run with the same devices and numbers of samples."""
+    """The rows of an earlier run with the same edgec, devices and numbers of samples."""
     if path is None or not path.exists():
         return []
     lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
