@@ -88,7 +88,8 @@ def test_a_build_promises_nothing_about_a_device_that_runs_nothing(bundle: pathl
         def judged(self) -> list[object]:
             return []
 
-    results, promises = verify_built(bundle, source(), ("coreml",), Given(), lambda *_: None)  # type: ignore[arg-type]
+    given = Given()
+    results, promises = verify_built(bundle, source(), ("coreml",), given, 60.0, lambda *_: None)  # type: ignore[arg-type]
     assert [r.status for r in results] == ["checked"] and promises == ()
 
 

@@ -1,6 +1,6 @@
 """EfficientNet-Lite0 in int8 on photographs: how often it still answers as in float32.
 
-    python benchmarks/photographs.py [--steps N] [--rate R] [--held-out] [--json]
+    python benchmarks/efficientnet.py [--steps N] [--rate R] [--held-out] [--json]
 
 Rows: ``edgec build`` with calibration photographs and nothing else; the same with ``recover``
 on the same photographs, without labels. Two of three unlabelled photographs calibrate and
