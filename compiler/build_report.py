@@ -8,7 +8,7 @@ from typing import Any
 
 import edgec
 from edgec import recipe as recipes
-from edgec.bench import Timing
+from edgec.bench import Timing, speedup_of
 from edgec.evaluate import Judgement
 from edgec.export import Exported
 from edgec.inputs import Inputs
@@ -126,7 +126,7 @@ def with_latency(report: Report, timings: Mapping[str, Timing], machine: Measure
     reference, bundle = timings["reference"].median_ms, timings["bundle"].median_ms
     speedup = reference / bundle
     findings = report.findings
-    if speedup < 1.0:
+    if speedup_of(timings["reference"], timings["bundle"]).is_below(1.0):
         where = "the target" if machine.is_target else f"this {machine.arch} machine"
         advice = (
             "leave quantization out (--recipe cleanup,fuse,lower) unless the size is what counts"

@@ -4,8 +4,8 @@
     name = "quantize-static"
     ranges = "mse"
 
-The order of stages is checked (clean, prune, train, quantize, train, lower), every
-parameter too; a mistake is an error with a suggestion.
+The order of stages is checked (clean, prune, train, quantize, train, lower; pruning and
+training may take turns), every parameter too; a mistake is an error with a suggestion.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ from edgec.errors import RecipeError, suggestion
 from edgec.passes import PASSES, Pass, Stage
 from edgec.targets import Target
 
+_TIDIED = ("cleanup",)
 _NEED_DATA = ("smooth-activations",)  # left out of a default recipe without calibration data
 ModelKind = Literal["convolutional", "transformer", "recurrent"]
 
 P = typing.TypeVar("P", bound=Pass)
 _BY_NAME = {cls.name: cls for cls in PASSES}
+# a stage, and one further on that it may stand behind all the same
+_BACKWARDS = ((Stage.TRAIN, Stage.QUANTIZE), (Stage.PRUNE, Stage.TRAIN))
 
 
 def load_recipe(given: str | pathlib.Path | Sequence[str]) -> tuple[Pass, ...]:
@@ -133,14 +136,15 @@ def default_recipes(target: Target, model: ir.Model, calibrated: bool) -> list[t
     """The target's recipes for this kind of model, the preferred one first.
 
     calibrated: there is calibration data. The others are for models that come out slower
-    than float32 or lose too much.
+    than float32 or lose too much; the last is the model as it was exported, tidied.
     """
     names = getattr(target.recipe, model_kind(model))
     if not calibrated and "quantize-static" in names:
         names = target.recipe.uncalibrated
     if not calibrated:
         names = tuple(name for name in names if name not in _NEED_DATA)
-    distinct = dict.fromkeys((names, target.recipe.compact, target.recipe.lossless))
+    recipe = target.recipe
+    distinct = dict.fromkeys((names, recipe.compact, recipe.lossless, _TIDIED))
     return [load_recipe(recipe) for recipe in distinct]
 
 
@@ -208,15 +212,18 @@ def _constants_behind(
 
 
 def check_order(passes: tuple[Pass, ...]) -> tuple[Pass, ...]:
-    """The passes, if their stages never go backwards; TRAIN may precede or follow QUANTIZE."""
+    """The passes, if their stages never go backwards, but for two cases.
+
+    TRAIN may follow QUANTIZE, and PRUNE may follow TRAIN as long as nothing is quantized.
+    """
     highest = Stage.CLEAN
     for pass_ in passes:
         stage = pass_.stage
-        after_quantize = stage is Stage.TRAIN and highest is Stage.QUANTIZE
-        if stage < highest and not after_quantize:
+        if stage < highest and (stage, highest) not in _BACKWARDS:
             raise RecipeError(
                 f"recipe: '{pass_.name}' ({stage.name.lower()}) stands after a pass of stage "
-                f"{highest.name.lower()}; the order is clean, prune, train, quantize, train, lower"
+                f"{highest.name.lower()}; the order is clean, prune, train, quantize, train, "
+                "lower, and prune and train may take turns"
             )
         highest = max(highest, stage)
     return passes

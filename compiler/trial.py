@@ -15,7 +15,7 @@ from typing import Any
 import onnx_ir as ir
 
 from edgec.agreement import AgreementRule
-from edgec.bench import interleave
+from edgec.bench import Speedup, interleave, speedup_of
 from edgec.evaluate import Run, judge_outputs
 from edgec.inputs import Inputs
 from edgec.machine import absent_providers, is_kind_of, this_machine
@@ -26,13 +26,12 @@ from edgec.promise import Limits
 from edgec.report import Trial
 from edgec.targets import Target
 
-NOISE = 0.97  # a ratio of latencies above this counts as "not slower"
 # Below it noise has more than a tenth of the signal's power: no promise has to say that this is
 # too much. Good models lie above (a text recogniser that reads as well as in float32: 14 dB).
 LEAST_SQNR_DB = 10.0
-_CLEAR = 1.1  # factor by which a ratio has to miss or pass its limit to be settled quickly
 _CPU = "CPUExecutionProvider"
-_QUICK_SECONDS, _SECONDS = 0.5, 3.0
+_SECONDS = (0.5, 2.0, 8.0)  # of measuring; longer where the shorter one does not settle it
+_ERROR = 0.005  # of the limit: a standard error that is small enough
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,9 @@ class Judge:
         size_bytes = steps[-1].size_bytes if steps else 0
         speedup, (drop, sqnr_db) = self._speedup(model), self._loss(model)
         reasons = []
-        if speedup is not None and speedup < NOISE:
+        if speedup is not None and speedup.is_below(1.0):
             reasons.append("slower than float32")
-        elif speedup is not None and speedup < (self.limits.min_speedup or 0.0):
+        elif speedup is not None and speedup.ratio < (self.limits.min_speedup or 0.0):
             reasons.append(f"below {self.limits.min_speedup}x")
         if drop is not None and self.limits.max_drop is not None and drop > self.limits.max_drop:
             reasons.append(f"drop above {self.limits.max_drop}")
@@ -73,14 +72,17 @@ class Judge:
             recipe=tuple(recipe),
             kept_float=kept_float,
             size_bytes=size_bytes,
-            speedup=None if speedup is None else round(speedup, 3),
+            speedup=None if speedup is None else round(speedup.ratio, 3),
             drop=drop,
             sqnr_db=sqnr_db,
             reasons=tuple(reasons),
         )
 
-    def _speedup(self, model: ir.Model) -> float | None:
-        """Latency of the reference over the model's; None on a machine of another kind."""
+    def _speedup(self, model: ir.Model) -> Speedup | None:
+        """Latency of the reference over the model's; None on a machine of another kind.
+
+        Measured until it is clearly above or below the promise, or known to half a percent.
+        """
         lacking = absent_providers(self.target.session.providers)
         if lacking or not is_kind_of(this_machine(), self.target):
             return None
@@ -94,13 +96,12 @@ class Judge:
         alone = self.threads == 1 and set(self.target.session.providers) == {_CPU}
         clock = time.thread_time if alone else time.perf_counter
         limit = max(1.0, self.limits.min_speedup or 1.0)
-        ratio = 0.0
-        for seconds in (_QUICK_SECONDS, _SECONDS):
-            reference, own = interleave(calls, seconds=seconds, clock=clock)
-            ratio = reference.median_ms / own.median_ms
-            if not limit / _CLEAR < ratio < limit * _CLEAR:
+        found = Speedup(0.0, 0.0)
+        for seconds in _SECONDS:
+            found = speedup_of(*interleave(calls, seconds=seconds, max_runs=20_000, clock=clock))
+            if found.is_above(limit) or found.is_below(limit) or found.error < _ERROR * limit:
                 break
-        return ratio
+        return found
 
     def _loss(self, model: ir.Model) -> tuple[float | None, float | None]:
         """Drop of the metric, or of the agreement, and SQNR on held-out calibration samples.

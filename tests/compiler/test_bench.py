@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 
 import pytest
 
-from edgec.bench import interleave
+from edgec.bench import Timing, interleave, speedup_of
 
 
 def test_candidates_take_turns_in_alternating_order_after_warm_up() -> None:
@@ -37,3 +38,21 @@ def test_time_ends_the_rounds_and_max_runs_bounds_them() -> None:
 def test_an_error_of_a_candidate_is_not_swallowed() -> None:
     with pytest.raises(ZeroDivisionError):
         interleave([("a", lambda: 1 / 0)])
+
+
+def test_the_speedup_has_the_error_of_its_drift_and_not_of_what_both_suffer() -> None:
+    def timing(taken: list[float]) -> Timing:
+        return Timing("", statistics.median(taken), 0.0, 0.0, len(taken), tuple(taken))
+
+    clock = [1.0 + 0.5 * (i // 10 % 2) for i in range(100)]  # the CPU changes its rate
+    slow, fast = timing([3.0 * c for c in clock]), timing([2.0 * c for c in clock])
+    found = speedup_of(slow, fast)
+    assert found.ratio == pytest.approx(1.5) and found.error == pytest.approx(0.0)
+    assert found.is_above(1.49) and found.is_below(1.51)
+
+    drifting = speedup_of(timing([2.0] * 50 + [3.0] * 50), timing([2.0] * 100))
+    # ten parts, half of them 1.0 and half 1.5: standard deviation 0.2635, of their mean 0.0833
+    assert drifting.ratio == pytest.approx(1.25) and drifting.error == pytest.approx(
+        0.0833, abs=1e-4
+    )
+    assert not drifting.is_above(1.1) and not drifting.is_below(1.4)

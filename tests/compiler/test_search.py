@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -247,7 +248,7 @@ def test_providers_that_compute_on_threads_of_their_own_are_timed_by_the_clock(
 
     def noted(calls, *, clock, **_):  # type: ignore[no-untyped-def]
         clocks.append(clock)
-        return [Timing(name, 1.0, 1.0, 1.0, 11) for name, _ in calls]
+        return [Timing(name, 1.0, 1.0, 1.0, 11, (1.0,) * 11) for name, _ in calls]
 
     monkeypatch.setattr(trial, "interleave", noted)
     monkeypatch.setattr(trial, "absent_providers", lambda providers: ())
@@ -257,3 +258,33 @@ def test_providers_that_compute_on_threads_of_their_own_are_timed_by_the_clock(
         judge = trial.Judge(context.reference, load_target(name), inputs, Limits())  # type: ignore[arg-type]
         assert judge(("cleanup",), 0, ()).speedup == 1.0
     assert clocks[0] is time.thread_time and clocks[-1] is time.perf_counter
+
+
+def test_slower_by_chance_is_not_slower_and_the_measurement_lasts_until_it_knows(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+    own_ms = {"tie": [0.99, 1.015], "slower": [1.02, 1.02], "unsettled": [0.6, 1.5]}
+
+    def measured(kind: str):  # type: ignore[no-untyped-def]
+        def noted(calls, *, seconds, **_):  # type: ignore[no-untyped-def]
+            asked.append(seconds)
+            taken = [own_ms[kind][(i // 10) % 2] for i in range(100)]
+            return [
+                Timing("reference", 1.0, 1.0, 1.0, 100, (1.0,) * 100),
+                Timing("model", statistics.median(taken), 1.0, 1.0, 100, tuple(taken)),
+            ]
+
+        return noted
+
+    monkeypatch.setattr(trial, "is_kind_of", lambda machine, target: True)
+    inputs = SimpleNamespace(checks=list(context.calibration or ())[:1], validation=None)
+    judge = trial.Judge(context.reference, load_target("x86-64"), inputs, Limits())  # type: ignore[arg-type]
+    told = {}
+    for kind in own_ms:
+        asked.clear()
+        monkeypatch.setattr(trial, "interleave", measured(kind))
+        told[kind] = judge(("cleanup",), 0, ()).reasons, len(asked)
+    assert told["slower"] == (("slower than float32",), 1)
+    assert told["unsettled"] == ((), 3)
+    assert told["tie"] == ((), 1)
