@@ -31,6 +31,8 @@ from edgec_runtime.errors import suggestion
 Ranking = Literal["local", "global"]
 Importance = Literal[FromWeights, Measured]
 
+OUTCOMES = "--min-speedup, --max-latency-ms, --max-size-mb or --max-drop"
+
 
 @dataclass(frozen=True)
 class PruneStructured:
@@ -41,7 +43,7 @@ class PruneStructured:
     lossless: ClassVar[bool] = False
     version: ClassVar[int] = 1
 
-    ratio: float = 0.25  # share of the reference's units that goes, above 0 and below 1
+    ratio: float = 0.0  # share of the reference's units that goes; 0: as the promises demand
     ranking: Ranking = "local"  # global: units of one kind compete across layers
     # from weights: l1, l2, geometric-median, bn-scale (without fuse); from data: taylor, wanda
     importance: Importance = "l1"
@@ -53,12 +55,16 @@ class PruneStructured:
 
     def __post_init__(self) -> None:
         """Raise PassError for parameters out of range."""
-        for field in ("ratio", "max_ratio"):
-            if not 0.0 < getattr(self, field) < 1.0:
-                raise PassError(
-                    f"prune-structured: {field} is {getattr(self, field)}, expected a share above "
-                    "0 and below 1 (0.25 removes a quarter of the units)"
-                )
+        if not 0.0 <= self.ratio < 1.0:
+            raise PassError(
+                f"prune-structured: ratio is {self.ratio}, expected a share below 1 (0.25 removes a "
+                "quarter of the units), or 0 for as many as the promises demand"
+            )
+        if not 0.0 < self.max_ratio < 1.0:
+            raise PassError(
+                f"prune-structured: max_ratio is {self.max_ratio}, expected a share above 0 and "
+                "below 1"
+            )
         if self.round_to < 0:
             raise PassError(f"prune-structured: round_to is {self.round_to}, expected 0 or more")
         choices = (
@@ -74,6 +80,11 @@ class PruneStructured:
 
     def run(self, model: ir.Model, context: Context) -> Result:
         """Cut; ``changed`` counts the weight tensors that became smaller."""
+        if not (self.ratio or context.lock):
+            raise PassError(
+                "prune-structured: how much may go? Give a share of the units, as in "
+                f"--set prune-structured.ratio=0.25, or a promise to choose it by: {OUTCOMES}"
+            )
         check_skip(self.name, self.skip, list(model.graph.all_nodes()))
         groups = coupled_groups(model)
         skipped = list(groups.skipped)

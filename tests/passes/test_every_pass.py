@@ -41,9 +41,13 @@ class Calibration:
 
 
 def make(cls):
-    """The pass at its defaults, but with the small graphs' weights large enough for it."""
-    small = "min_weights" in {field.name for field in dataclasses.fields(cls)}
-    return cls(min_weights=100) if small else cls()
+    """The pass at its defaults, but with the small graphs' weights large enough for it.
+
+    Without promises of a build, a share of the units has to be given.
+    """
+    known = {field.name for field in dataclasses.fields(cls)}
+    given = {"min_weights": 100, "ratio": 0.25}
+    return cls(**{name: value for name, value in given.items() if name in known})
 
 
 def run(cls, name, model=None, lock=None):

@@ -40,7 +40,8 @@ def two_layers():
 
 def pruned(model=None, target="x86-64", **parameters):
     model = model or two_layers()
-    return PruneStructured(**parameters).run(model, graphs.context(model, target))
+    chosen = PruneStructured(**{"ratio": 0.25, **parameters})
+    return chosen.run(model, graphs.context(model, target))
 
 
 def widths(result):
@@ -164,7 +165,7 @@ def test_units_that_the_data_never_wakes_go_first(how):
     model.graph.initializers["b"].const_value = ir.tensor(bias)
     feeds = [{"x": graphs.feed(4, 8, seed=seed)} for seed in range(4)]
     context = graphs.context(model, calibration=feeds)
-    result = PruneStructured(importance=how, round_to=4).run(model, context)
+    result = PruneStructured(ratio=0.25, importance=how, round_to=4).run(model, context)
     kept = result.decisions["groups"][0]["kept"]
     assert sorted(set(range(16)) - set(kept)) == asleep
 
@@ -202,7 +203,7 @@ def test_what_only_a_recurrent_layer_reads_is_not_measured_by_wanda():
         {"v": graphs.weight(6, 8), "w": graphs.weight(1, 16, 8), "r": graphs.weight(1, 16, 4)},
     )
     context = graphs.context(model, calibration=[{"x": graphs.feed(5, 1, 6)}])
-    result = PruneStructured(importance="wanda", round_to=2).run(model, context)
+    result = PruneStructured(ratio=0.25, importance="wanda", round_to=2).run(model, context)
     assert result.changed == 0
     assert "no layer that can be measured reads it" in [s.reason for s in result.skipped]
 
@@ -324,9 +325,10 @@ def test_a_plan_for_another_model_is_refused(groups, message):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"ratio": 0.0}, "ratio is 0.0, expected a share above 0 and below 1"),
+        ({"ratio": -0.1}, "ratio is -0.1, expected a share below 1"),
         ({"ratio": 1.0}, "ratio is 1.0"),
         ({"max_ratio": 1.5}, "max_ratio is 1.5"),
+        ({"max_ratio": 0.0}, "max_ratio is 0.0"),
         ({"round_to": -1}, "round_to is -1"),
         ({"ranking": "globl"}, "ranking has no 'globl', did you mean 'global'"),
         ({"importance": "l3"}, "importance has no 'l3'"),
@@ -336,6 +338,11 @@ def test_a_plan_for_another_model_is_refused(groups, message):
 def test_parameters_out_of_range_are_refused(parameters, message):
     with pytest.raises(PassError, match=message):
         PruneStructured(**parameters)
+
+
+def test_without_a_share_there_has_to_be_a_promise():
+    with pytest.raises(PassError, match="how much may go.*ratio=0.25, or a promise.*--max-drop"):
+        pruned(ratio=0.0)
 
 
 @pytest.mark.slow
