@@ -34,6 +34,7 @@ from edgec.pipeline import layer_noise, run_passes
 from edgec.promise import Limits, judge
 from edgec.report import Report
 from edgec.report_html import render_html
+from edgec.rounds import in_rounds
 from edgec.scrutiny import Scrutiny, check_asked
 from edgec.search import Found, search
 from edgec.source import Data, Source, load_source
@@ -96,7 +97,7 @@ def build(
         seed, version = locked.seed, locked.version
     # mistakes are told before the minutes of an export
     if recipe is not None:
-        recipes.with_settings(recipes.load_recipe(recipe), settings)
+        in_rounds(recipes.with_settings(recipes.load_recipe(recipe), settings))
     recipes.check_settings(settings)
     asked = scrutiny or Scrutiny()
     check_asked(asked, limits or Limits())
@@ -138,7 +139,7 @@ def build(
             pathlib.Path(str(lock)),
             reference=reference_digest,
             recipe=recipes.to_toml(passes),
-            steps=len(passes),
+            steps=len(in_rounds(passes)),
         )
         found = Found(passes, run_passes(passes, context, checks, locked.steps, announce), ())
     else:

@@ -24,6 +24,7 @@ from edgec.passes.execution import (
     weights_size_bytes,
 )
 from edgec.report import Layer
+from edgec.rounds import in_rounds
 
 # A lossless pass reorders float32 operations; 60 dB leaves room for that and for nothing else.
 _LOSSLESS_DB = 60.0
@@ -54,10 +55,10 @@ def run_passes(
     locked: Sequence[Mapping[str, Any]] = (),
     announce: Callable[[str], None] = lambda name: None,
 ) -> tuple[Step, ...]:
-    """Run the passes in order on a clone of ``context.reference``.
+    """Run the passes in order on a clone of ``context.reference``, each round as a step.
 
     checks: a few feeds on which the model is compared before and after.
-    locked: decisions to replay, one mapping per pass, or nothing.
+    locked: decisions to replay, one mapping per step, or nothing.
     Raises PassError naming the pass that broke the signature or, being lossless, the outputs.
     """
     model = context.reference.clone()
@@ -66,7 +67,7 @@ def run_passes(
     signature = _signature(model)
     steps: list[Step] = []
     unquantized: ir.Model | None = None
-    for index, pass_ in enumerate(passes):
+    for index, pass_ in enumerate(in_rounds(passes)):
         announce(pass_.name)
         decisions = locked[index] if locked else {}
         started = time.perf_counter()

@@ -157,9 +157,10 @@ class _Hunt:
             choices += [wider] if wider > choices[-1] else []
 
         def with_float(choice: int) -> Found:
-            pass_: Any = found.recipe[index]
+            passes = [step.pass_ for step in found.steps]  # more than in the recipe, with rounds
+            pass_: Any = passes[index]
             pass_ = replace(pass_, skip=(*pass_.skip, *sorted(choices[choice])))
-            recipe = (*found.recipe[:index], pass_, *found.recipe[index + 1 :])
+            recipe = (*passes[:index], pass_, *passes[index + 1 :])
             return self.attempt(recipe, locked, len(choices[choice]))
 
         best: Found | None = None

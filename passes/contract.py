@@ -34,7 +34,7 @@ class PassError(EdgecError):
 class Stage(enum.IntEnum):
     """When a pass runs. A recipe whose stages go backwards is an error.
 
-    TRAIN may stand before or after QUANTIZE.
+    TRAIN may stand before or after QUANTIZE; PRUNE and TRAIN may take turns before it.
     """
 
     CLEAN = 0

@@ -19,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.passes.contract import Context, PassError, Result, Skip, Stage
+from edgec.passes.progressive import check_rounds
 from edgec.passes.weights import (
     Array,
     Editor,
@@ -48,6 +49,7 @@ class PruneMagnitude:
     pattern: str = ""  # "N:M" keeps N of every M weights along the input dimension
     min_weights: int = 1024  # smaller layers are left alone
     skip: tuple[str, ...] = ()  # names of nodes to leave alone
+    rounds: int = 1  # of this pass and the training behind it, the sparsity rising; not for N:M
 
     def __post_init__(self) -> None:
         """Raise PassError for parameters out of range."""
@@ -63,6 +65,12 @@ class PruneMagnitude:
             )
         if self.min_weights < 0:
             raise PassError(f"prune-magnitude: min_weights is {self.min_weights}, expected >= 0")
+        check_rounds(self.name, self.rounds)
+        if self.pattern and self.rounds > 1:
+            raise PassError(
+                f"prune-magnitude: rounds is {self.rounds}, but a pattern has no share that could "
+                f"rise; leave out rounds, or give sparsity in the place of pattern {self.pattern}"
+            )
 
     def run(self, model: ir.Model, context: Context) -> Result:
         """Prune; ``changed`` counts the weight tensors that lost a value."""

@@ -24,6 +24,7 @@ from edgec.passes.contract import Context, PassError, Result, Skip, Stage
 from edgec.passes.dimension_groups import Group, Kind, coupled_groups
 from edgec.passes.importance import FromWeights, Scores, unit_importance
 from edgec.passes.importance_measured import Measured, measured_importance
+from edgec.passes.progressive import check_rounds
 from edgec.passes.removal import Cut, remove
 from edgec.passes.weights import Refused, check_skip
 from edgec_runtime.errors import suggestion
@@ -52,6 +53,7 @@ class PruneStructured:
     max_ratio: float = 0.8  # of one group, where the ranking is global
     mixed: bool = False  # also cut what a norm takes its mean over: the units left change, too
     skip: tuple[str, ...] = ()  # names of nodes whose outputs stay
+    rounds: int = 1  # of this pass and the training behind it, the ratio rising
 
     def __post_init__(self) -> None:
         """Raise PassError for parameters out of range."""
@@ -67,6 +69,7 @@ class PruneStructured:
             )
         if self.round_to < 0:
             raise PassError(f"prune-structured: round_to is {self.round_to}, expected 0 or more")
+        check_rounds(self.name, self.rounds)
         choices = (
             ("ranking", (self.ranking,), Ranking),
             ("importance", (self.importance,), Importance),

@@ -114,7 +114,7 @@ def test_a_wrong_recipe_is_refused(text: str, message: str) -> None:
         recipe.from_toml(text, "r.toml")
 
 
-def test_training_may_stand_before_or_after_quantization() -> None:
+def test_training_may_stand_before_or_after_quantization_and_take_turns_with_pruning() -> None:
     from edgec.passes import Stage
 
     @dataclasses.dataclass(frozen=True)
@@ -124,12 +124,14 @@ def test_training_may_stand_before_or_after_quantization() -> None:
 
     quantize, lower = recipe.load_recipe("quantize-weights"), recipe.load_recipe("lower")
     train: Any = (Train(),)
-    for order in (train + quantize + lower, quantize + train + lower, train + quantize + train):
+    prune = recipe.load_recipe("prune-magnitude")
+    orders = (train + quantize + lower, quantize + train + lower, train + quantize + train)
+    for order in (*orders, prune + train + prune + train + quantize + train):
         assert recipe.check_order(order) == order
     with pytest.raises(RecipeError):
         recipe.check_order(lower + train)
     with pytest.raises(RecipeError):
-        recipe.check_order(train + recipe.load_recipe("prune-magnitude"))
+        recipe.check_order(quantize + train + prune)
 
 
 def test_a_lock_belongs_to_the_version_of_its_passes(monkeypatch):
