@@ -5,7 +5,7 @@
                                 that of wheels for this Python depends on its version, too
     CACHE/NAME.downloads/  archives, kept until the environment is complete
 
-CACHE is $EDGEC_DEVICES, or ``edgec/devices`` in the user's cache folder. An interrupted
+CACHE is $EDGEC_DEVICES, or ``devices`` in edgec's cache folder. An interrupted
 installation goes on where it stopped; an environment appears complete or not at all. Once
 installed, nothing is fetched again.
 """
@@ -18,10 +18,10 @@ import json
 import os
 import pathlib
 import shutil
-import sys
 from collections.abc import Callable
 from typing import Any
 
+from edgec.cache import user_cache
 from edgec.devices.fetch_debian import fetch_debian, unpack_debian
 from edgec.devices.fetch_packages import (
     fetch_modules,
@@ -41,15 +41,7 @@ _STAMP = "installed.json"
 def cache_folder() -> pathlib.Path:
     """Where environments are kept."""
     given = os.environ.get("EDGEC_DEVICES")
-    if given:
-        return pathlib.Path(given)
-    if sys.platform == "win32":
-        base = pathlib.Path(os.environ.get("LOCALAPPDATA") or pathlib.Path.home())
-    elif sys.platform == "darwin":
-        base = pathlib.Path.home() / "Library" / "Caches"
-    else:
-        base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    return base / "edgec" / "devices"
+    return pathlib.Path(given) if given else user_cache() / "devices"
 
 
 def installed_folder(profile: Profile) -> pathlib.Path:
