@@ -78,15 +78,16 @@ def bench_bundle(
     threads: int = 1,
     seconds: float = 8.0,
     data: str | None = None,
-    min_speedup: float | None = None,
+    limits: Limits | None = None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Bench:
     """Interleaved medians of the bundle and its comparisons in this process.
 
     against: .onnx files or bundles; by default the reference beside the bundle, if any.
     data: the inputs to time on, the first sample is used; the golden sample otherwise.
+    limits: of speed and latency.
     """
-    limits = Limits(min_speedup=min_speedup)
+    limits = limits or Limits()
     model = edgec_runtime.load(path, threads=threads, any_target=True)
     if data is not None:
         dataset = open_data(data, bundle_input_specs(model.manifest), "bench")
@@ -97,7 +98,7 @@ def bench_bundle(
     if not others:
         beside = reference_beside(path)
         others = [beside] if beside is not None else []
-    if not others and min_speedup is not None:
+    if not others and limits.min_speedup is not None:
         raise SourceError(
             f"no reference beside {path}; give one with --against (an .onnx file or a bundle)"
         )
@@ -124,6 +125,7 @@ def bench_bundle(
         metric=None,
         agreement=None,
         speedup=speedup,
+        latency_ms=timings[0].median_ms,
         measured_on=measured,
         real_data=False,
     )

@@ -230,6 +230,7 @@ def build(
                 metric=judgement.metric,
                 agreement=judgement.agreement,
                 speedup=report.speedup,
+                latency_ms=report.bundle.latency_ms,
                 measured_on=machine,
                 real_data=inputs.real,
                 slices=judgement.slices,

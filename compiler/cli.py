@@ -23,6 +23,7 @@ from edgec.cli_console import (
     json_option,
     progress_bar,
     scrutiny_options,
+    speed_options,
 )
 from edgec.cli_devices import devices, mobile, verify
 
@@ -99,7 +100,7 @@ def main(traceback: bool) -> None:
 @click.option("--max-drop", type=float, help="Promise: largest loss of metric or agreement.")
 @scrutiny_options
 @click.option("--max-size-mb", type=float, help="Promise: largest bundle, 1 MB = 1e6 bytes.")
-@click.option("--min-speedup", type=float, help="Promise: least speed-up over float32.")
+@speed_options
 @click.option("--lock", type=click.Path(path_type=pathlib.Path), help="Replay a lock file.")
 @click.option(
     "--config",
@@ -256,7 +257,7 @@ def inspect(bundle: pathlib.Path, as_json: bool) -> None:
     help="Time for all measurements together.",
 )
 @click.option("--data", metavar="DATA", help="Real inputs to time on; the golden sample otherwise.")
-@click.option("--min-speedup", type=float, help="Promise: least speed-up over the reference.")
+@speed_options
 @click.option(
     "--on",
     "devices",
@@ -282,6 +283,7 @@ def bench(
     bundle: pathlib.Path,
     as_json: bool,
     min_speedup: float | None,
+    max_latency_ms: float | None,
     devices: tuple[str, ...],
     record: pathlib.Path | None,
     estimate: pathlib.Path | None,
@@ -295,7 +297,7 @@ def bench(
         from edgec.cli_devices import bench_on
 
         ctx = click.get_current_context()
-        for name in ("threads", "seconds", "min_speedup"):
+        for name in ("threads", "seconds", "min_speedup", "max_latency_ms"):
             if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
                 raise click.UsageError(f"--{name.replace('_', '-')} is for this machine, not --on")
         choice = {name: options[name] for name in ("against", "data")}
@@ -304,10 +306,12 @@ def bench(
     if record is not None or estimate is not None:
         raise click.UsageError("--record and --estimate need --on")
     from edgec.bench_bundle import bench_bundle
+    from edgec.promise import Limits
     from edgec.report_terminal import print_bench
 
+    limits = Limits(min_speedup=min_speedup, max_latency_ms=max_latency_ms)
     with progress_bar(quiet=as_json) as progress:
-        result = bench_bundle(bundle, min_speedup=min_speedup, progress=progress, **options)
+        result = bench_bundle(bundle, limits=limits, progress=progress, **options)
     if as_json:
         click.echo(json.dumps(result.facts(), indent=2, sort_keys=True))
     else:

@@ -20,6 +20,18 @@ def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")(function)
 
 
+def speed_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the promises of speed."""
+    function = click.option(
+        "--max-latency-ms",
+        type=float,
+        help="Promise: largest median latency of the bundle, on a machine of the target's kind.",
+    )(function)
+    return click.option(
+        "--min-speedup", type=float, help="Promise: least speed-up over the float32 reference."
+    )(function)
+
+
 def scrutiny_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options of what is judged besides the mean, and their promises."""
     options = (

@@ -79,6 +79,11 @@ def lay_out(model: ir.Model) -> Layout:
     return Layout(ir.to_proto(clone).SerializeToString(deterministic=True), tensors)
 
 
+def bundle_size_bytes(model: ir.Model) -> int:
+    """About how large the bundle of a model is: without the golden sample and padding."""
+    return format_.WEIGHTS_OFFSET + lay_out(model).size_bytes
+
+
 def _open_slots(model: ir.Model) -> None:
     """Make the slots of adapters inputs with defaults, which a device may fill."""
     graph = model.graph

@@ -19,6 +19,7 @@ class Limits:
     max_drop: of the user's metric (in its unit), or of the agreement with the reference
         (0..1) where there is no metric. max_size_mb: of the bundle, 1 MB = 1,000,000 bytes.
     min_speedup: latency of the float32 reference over the bundle's, in the same runtime.
+    max_latency_ms: median latency of one inference of the bundle.
     max_slice_drop: the largest drop of a slice. max_robustness_drop: the largest drop under an
         attack or a corruption. Both in the unit of max_drop; `edgec.scrutiny` says of what.
     """
@@ -26,6 +27,7 @@ class Limits:
     max_drop: float | None = None
     max_size_mb: float | None = None
     min_speedup: float | None = None
+    max_latency_ms: float | None = None
     max_slice_drop: float | None = None
     max_robustness_drop: float | None = None
 
@@ -64,6 +66,7 @@ def judge(
     speedup: float | None,
     measured_on: Measurement | None,
     real_data: bool,
+    latency_ms: float | None = None,
     slices: Slices | None = None,
     robustness: Robustness | None = None,
 ) -> tuple[Promise, ...]:
@@ -81,7 +84,11 @@ def judge(
     if limits.max_size_mb is not None:
         promises.append(_at_most("max_size_mb", limits.max_size_mb, size_bytes / 1e6, "bundle"))
     if limits.min_speedup is not None:
-        promises.append(_speedup(limits.min_speedup, speedup, measured_on))
+        limit, shown = limits.min_speedup, f"x{speedup or 0.0:.2f}"
+        promises.append(_timed("min_speedup", limit, speedup, shown, measured_on))
+    if limits.max_latency_ms is not None:
+        limit, shown = limits.max_latency_ms, f"{latency_ms or 0.0:.3g} ms"
+        promises.append(_timed("max_latency_ms", limit, latency_ms, shown, measured_on))
     if limits.max_slice_drop is not None:
         promises.append(_slice_drop(limits.max_slice_drop, slices))
     if limits.max_robustness_drop is not None:
@@ -128,13 +135,17 @@ def _at_most(name: str, limit: float, value: float, of: str) -> Promise:
     return Promise(name, limit, value, bool(kept), of)
 
 
-def _speedup(limit: float, value: float | None, measured_on: Measurement | None) -> Promise:
+def _timed(
+    name: str, limit: float, value: float | None, shown: str, measured_on: Measurement | None
+) -> Promise:
+    """A promise of speed or latency: judged on a machine of the target's kind alone."""
     if value is None or measured_on is None:
-        return Promise("min_speedup", limit, None, False, "not judged: no latency was measured")
+        return Promise(name, limit, None, False, "not judged: no latency was measured")
     if not measured_on.is_target:
         reason = (
-            f"not judged: measured on {measured_on.arch} (x{value:.2f}), which is not the "
+            f"not judged: measured on {measured_on.arch} ({shown}), which is not the "
             "target; run the build or `edgec bench` on the device"
         )
-        return Promise("min_speedup", limit, None, False, reason)
-    return Promise("min_speedup", limit, value, value >= limit, f"{measured_on.threads} thread(s)")
+        return Promise(name, limit, None, False, reason)
+    kept = value <= limit if name.startswith("max_") else value >= limit
+    return Promise(name, limit, value, kept, f"{measured_on.threads} thread(s)")

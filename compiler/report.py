@@ -231,8 +231,10 @@ class Trial:
     """One recipe that the search for the promise tried, judged on held-out calibration data.
 
     kept_float: layers left in float for accuracy. drop: of the metric or the agreement; it and
-    sqnr_db are None where no data was held out. speedup: None on a machine that is not of the
-    target's kind. reasons: the promises that it breaks, in words; empty if it keeps them all.
+    sqnr_db are None where no data was held out. speedup, latency_ms: None on a machine that is
+    not of the target's kind. reasons: the promises that it breaks, in words; empty if it keeps
+    them all. ratio: share of the units that was pruned; None where nothing was to be pruned.
+    untrained: passes that train were left out, so speed and size alone were judged.
     """
 
     recipe: tuple[str, ...]
@@ -243,6 +245,9 @@ class Trial:
     sqnr_db: float | None = None
     reasons: tuple[str, ...] = ()
     chosen: bool = False
+    latency_ms: float | None = None
+    ratio: float | None = None
+    untrained: bool = False
 
     @property
     def kept(self) -> bool:

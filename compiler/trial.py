@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
 
 from edgec.agreement import AgreementRule
 from edgec.bench import Speedup, interleave, speedup_of
+from edgec.emit import bundle_size_bytes
 from edgec.evaluate import Run, judge_outputs
 from edgec.inputs import Inputs
 from edgec.machine import absent_providers, is_kind_of, this_machine
 from edgec.metrics import METRICS, TaskMetric
+from edgec.passes.contract import Stage
 from edgec.passes.execution import open_session, run_feeds
 from edgec.pipeline import Step
 from edgec.promise import Limits
@@ -32,6 +34,14 @@ LEAST_SQNR_DB = 10.0
 _CPU = "CPUExecutionProvider"
 _SECONDS = (0.5, 2.0, 8.0)  # of measuring; longer where the shorter one does not settle it
 _ERROR = 0.005  # of the limit: a standard error that is small enough
+
+
+@dataclass(frozen=True)
+class _Speed:
+    """Of a model: how many times faster than the reference, and its median latency."""
+
+    speedup: Speedup
+    latency_ms: float
 
 
 @dataclass(frozen=True)
@@ -55,31 +65,47 @@ class Judge:
         recipe: names of the passes. kept_float: layers that were left in float for accuracy.
         """
         model = steps[-1].model if steps else self.reference
-        size_bytes = steps[-1].size_bytes if steps else 0
-        speedup, (drop, sqnr_db) = self._speedup(model), self._loss(model)
-        reasons = []
-        if speedup is not None and speedup.is_below(1.0):
-            reasons.append("slower than float32")
-        elif speedup is not None and speedup.ratio < (self.limits.min_speedup or 0.0):
-            reasons.append(f"below {self.limits.min_speedup}x")
+        trial = self.size_and_speed(recipe, steps)
+        drop, sqnr_db = self._loss(model)
+        reasons = list(trial.reasons)
+        promised = drop is not None and self.limits.max_drop is not None
         if drop is not None and self.limits.max_drop is not None and drop > self.limits.max_drop:
             reasons.append(f"drop above {self.limits.max_drop}")
-        if sqnr_db is not None and sqnr_db < LEAST_SQNR_DB:
+        # a network that was pruned and trained computes something else as well as before
+        pruned = any(step.pass_.stage is Stage.PRUNE and step.result.changed for step in steps)
+        if sqnr_db is not None and sqnr_db < LEAST_SQNR_DB and not (pruned and promised):
             reasons.append(f"drowns in noise: {sqnr_db:.1f} dB")
-        if self.limits.max_size_mb is not None and size_bytes > self.limits.max_size_mb * 1e6:
-            reasons.append(f"weights above {self.limits.max_size_mb} MB")
+        return replace(
+            trial, kept_float=kept_float, drop=drop, sqnr_db=sqnr_db, reasons=tuple(reasons)
+        )
+
+    def size_and_speed(self, recipe: Sequence[str], steps: Sequence[Step]) -> Trial:
+        """A trial without a look at the outputs: what training leaves as it is."""
+        model = steps[-1].model if steps else self.reference
+        limits = self.limits
+        reasons = []
+        found = self._speed(model)
+        if found is not None:
+            if found.speedup.is_below(1.0):
+                reasons.append("slower than float32")
+            elif found.speedup.ratio < (limits.min_speedup or 0.0):
+                reasons.append(f"below {limits.min_speedup}x")
+            if limits.max_latency_ms is not None and found.latency_ms > limits.max_latency_ms:
+                reasons.append(f"above {limits.max_latency_ms} ms")
+        if limits.max_size_mb is not None and bundle_size_bytes(model) > limits.max_size_mb * 1e6:
+            reasons.append(f"bundle above {limits.max_size_mb} MB")
         return Trial(
             recipe=tuple(recipe),
-            kept_float=kept_float,
-            size_bytes=size_bytes,
-            speedup=None if speedup is None else round(speedup.ratio, 3),
-            drop=drop,
-            sqnr_db=sqnr_db,
+            kept_float=0,
+            size_bytes=steps[-1].size_bytes if steps else 0,
+            speedup=None if found is None else round(found.speedup.ratio, 3),
+            latency_ms=None if found is None else round(found.latency_ms, 4),
+            drop=None,
             reasons=tuple(reasons),
         )
 
-    def _speedup(self, model: ir.Model) -> Speedup | None:
-        """Latency of the reference over the model's; None on a machine of another kind.
+    def _speed(self, model: ir.Model) -> _Speed | None:
+        """How fast the model is beside the reference; None on a machine of another kind.
 
         Measured until it is clearly above or below the promise, or known to half a percent.
         """
@@ -95,11 +121,17 @@ class Judge:
         # CPU provider computes on the thread that calls it
         alone = self.threads == 1 and set(self.target.session.providers) == {_CPU}
         clock = time.thread_time if alone else time.perf_counter
-        limit = max(1.0, self.limits.min_speedup or 1.0)
-        found = Speedup(0.0, 0.0)
+        found = _Speed(Speedup(0.0, 0.0), 0.0)
         for seconds in _SECONDS:
-            found = speedup_of(*interleave(calls, seconds=seconds, max_runs=20_000, clock=clock))
-            if found.is_above(limit) or found.is_below(limit) or found.error < _ERROR * limit:
+            dense, own = interleave(calls, seconds=seconds, max_runs=20_000, clock=clock)
+            speedup = speedup_of(dense, own)
+            found = _Speed(speedup, own.median_ms)
+            limit = max(1.0, self.limits.min_speedup or 1.0)
+            if self.limits.max_latency_ms is not None:
+                limit = max(limit, dense.median_ms / self.limits.max_latency_ms)
+            if speedup.is_above(limit) or speedup.is_below(limit):
+                break
+            if speedup.error < _ERROR * limit:
                 break
         return found
 

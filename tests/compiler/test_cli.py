@@ -154,6 +154,17 @@ def test_bench_times_bundle_and_reference_side_by_side(
     assert "median" in invoke("bench", cnn_bundle, *short)
 
 
+@pytest.mark.parametrize(("limit", "code"), [("0.000001", 3), ("1000000", 0)])
+def test_bench_judges_the_latency_without_a_reference(
+    cnn_bundle: pathlib.Path, tmp_path: pathlib.Path, limit: str, code: int
+) -> None:
+    alone = tmp_path / "alone.edgec"
+    alone.write_bytes(cnn_bundle.read_bytes())
+    asked = ("--seconds", "0.1", "--max-latency-ms", limit)
+    (promise,) = invoke_json("bench", alone, *asked, code=code)["promises"]
+    assert promise["name"] == "max_latency_ms" and promise["kept"] is (code == 0)
+
+
 def test_run_prints_and_writes_the_outputs(
     cnn_bundle: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

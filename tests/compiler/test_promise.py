@@ -17,6 +17,7 @@ FACTS: dict[str, Any] = {
     "metric": None,
     "agreement": 0.98,
     "speedup": 1.8,
+    "latency_ms": 4.0,
     "measured_on": HERE,
     "real_data": True,
 }
@@ -36,6 +37,8 @@ def verdict(limits: Limits, **changes: Any) -> tuple[bool, str]:
         (Limits(max_drop=0.019), False),
         (Limits(min_speedup=1.8), True),
         (Limits(min_speedup=1.81), False),
+        (Limits(max_latency_ms=4.0), True),
+        (Limits(max_latency_ms=3.99), False),
     ],
 )
 def test_the_limit_itself_is_kept(limits: Limits, kept: bool) -> None:
@@ -54,7 +57,10 @@ def test_a_metric_takes_the_place_of_agreement() -> None:
         (Limits(max_drop=0.5), {"real_data": False}, "no evaluation data"),
         (Limits(max_drop=0.5), {"agreement": None}, "no evaluation data"),
         (Limits(min_speedup=1.1), {"measured_on": ELSEWHERE}, "not the target"),
+        (Limits(min_speedup=1.1), {"measured_on": ELSEWHERE}, "(x1.80)"),
         (Limits(min_speedup=1.1), {"speedup": None}, "no latency"),
+        (Limits(max_latency_ms=9.0), {"measured_on": ELSEWHERE}, "(4 ms), which is not the target"),
+        (Limits(max_latency_ms=9.0), {"latency_ms": None}, "no latency"),
     ],
 )
 def test_what_was_not_judged_is_not_kept(limits: Limits, changes: Any, reason: str) -> None:
@@ -67,7 +73,7 @@ def test_nothing_promised_is_nothing_judged() -> None:
 
 
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), "1"])
-@pytest.mark.parametrize("name", ["max_drop", "max_size_mb", "min_speedup"])
+@pytest.mark.parametrize("name", ["max_drop", "max_size_mb", "min_speedup", "max_latency_ms"])
 def test_an_impossible_limit_is_refused(name: str, value: Any) -> None:
     with pytest.raises(EdgecError, match=f"promise {name} is"):
         Limits(**{name: value})
