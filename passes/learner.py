@@ -59,11 +59,13 @@ class Learner:
         self._best: dict[str, Tensor] = {}
         self.keep()
 
-    def step(self, stacks: Sequence[Sequence[Example]], rate_share: float) -> float:
+    def step(
+        self, stacks: Sequence[Sequence[Example]], rate_share: float, wider: float = 0.0
+    ) -> float:
         """One optimizer step on stacks of samples; the loss before it.
 
-        rate_share: of the peak rate. The result is the same for any number of processes, but
-        for the order of sums.
+        rate_share: of the peak rate. wider: share of the bits that weights have to spare. The
+        result is the same for any number of processes, but for the order of sums.
         """
         for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * rate_share
@@ -75,7 +77,7 @@ class Learner:
             share = len(stack) / count if counts else 0.0
             answered = self._answered(stack)
             with self._workers.accumulating(self._net, last=i == len(mine) - 1):
-                loss = self._net(answered, "loss")
+                loss = self._net(answered, "loss", wider)
                 # the gradients of the processes are averaged, and we want their sum
                 (loss * (share * self._workers.size)).backward()
             total += share * float(loss.detach())

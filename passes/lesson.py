@@ -50,13 +50,11 @@ def train(twin: TorchGraph, model: ir.Model, context: Context, settings: Recover
 
 def join_trainings(workers: Workers) -> None:
     """Take part in every training that process 0 hands out, until there are no more."""
-    from edgec.passes.torch_graph import to_torch
-
     while True:
         with workers.handed() as task:
             if task is None:
                 return
-            twin = to_torch(task.model, learn_scales=task.settings.scale_rate > 0)
+            twin = task.settings.twin(task.model)
             Lesson(twin, task, workers).train()
 
 
@@ -118,6 +116,7 @@ class Lesson:
             judges,
             settings,
             size=self._size,
+            wider=settings.wider,
             checkpoints=Checkpoints(self._folder, settings.name, digests),
             workers=workers,
             announce=self._announce,

@@ -5,16 +5,17 @@ graph as it is so far runs as its differentiable twin (student). What is lessene
 weighted losses of `edgec.passes.losses`. What is trained is what ships: integer
 weights move under their scales and are rounded back (quantization-aware training,
 Jacob et al. 2018, arXiv:1712.05877), the scales too where asked for (LSQ, Esser et al. 2020,
-arXiv:1902.08153). The best state on held-out samples wins, the
-untrained one included, so the pass cannot make the held-out figure worse. The training
-itself is in `edgec.passes.lesson`.
+arXiv:1902.08153). Weights of few bits may begin on a finer grid and lose it bit by bit, as
+fast as the sparsity of Zhu and Gupta 2017 (arXiv:1710.01878, section 3) climbs: ``bits_from``.
+The best state on held-out samples wins, the untrained one included, so the pass cannot make the
+held-out figure worse. The training itself is in `edgec.passes.lesson`.
 """
 
 from __future__ import annotations
 
 import pathlib
 from dataclasses import dataclass, replace
-from typing import ClassVar, get_args
+from typing import TYPE_CHECKING, ClassVar, get_args
 
 import onnx_ir as ir
 
@@ -23,6 +24,7 @@ from edgec.passes.curriculum import Order
 from edgec.passes.differences import apply_differences, differences
 from edgec.passes.lesson import train
 from edgec.passes.losses import LAYERS
+from edgec.passes.progressive import still_ahead
 from edgec.passes.sparsity import keep_zeros
 from edgec.passes.teacher import load_teacher
 from edgec.passes.training_loop import NOTHING
@@ -30,6 +32,10 @@ from edgec.passes.training_settings import TrainingSettings
 from edgec.passes.weights import label
 from edgec_runtime.errors import suggestion
 
+if TYPE_CHECKING:
+    from edgec.passes.torch_graph import TorchGraph
+
+_WIDEST = 16  # bits of a grid: float32 holds its points to the last one
 _RATES = ("rate", "bias_rate", "scale_rate")
 _WEIGHTS = (
     "response_weight",
@@ -59,6 +65,7 @@ class Recover(TrainingSettings):
     rate: float = 0.0  # of weights: quantization steps a step, at the peak; 0: they stay
     bias_rate: float = 3e-5  # of biases: share of their root mean square a step, at the peak
     scale_rate: float = 0.0  # of scales, at the peak: share of themselves a step; 0: they stay
+    bits_from: int = 0  # integer weights of fewer bits begin on a grid so wide; 0: on their own
     teacher: str = ""  # .onnx file that gives the answers; by default the reference does
     response_weight: float = 1.0  # of the outputs' loss
     temperature: float = 1.0  # that softens class probabilities; above 1: small ones count more
@@ -83,6 +90,7 @@ class Recover(TrainingSettings):
             raise PassError(f"recover: nothing to learn from: {', '.join(_WEIGHTS)} are all 0")
         if not self.temperature > 0:
             raise PassError(f"recover: temperature is {self.temperature}, expected above 0")
+        self._check_width()
 
     def run(self, model: ir.Model, context: Context) -> Result:
         """Train, keep the best held-out state, write it into the same graph."""
@@ -93,18 +101,23 @@ class Recover(TrainingSettings):
             raise PassError(
                 "recover needs calibration data to learn from: give some dozen typical inputs"
             )
-        from edgec.passes.torch_graph import to_torch
-
         if self.teacher:
             context = replace(context, reference=load_teacher(pathlib.Path(self.teacher), model))
         untrained = model.clone()
         try:
-            twin = to_torch(model, learn_scales=self.scale_rate > 0)
+            twin = self.twin(model)
         except PassError as error:
             node = next((n for n in model.graph if f"'{n.name}'" in str(error)), None)
             skips = () if node is None else (Skip(label(node), str(error)),)
             finding = f"nothing was trained: {error}"
             return Result(model, 0, skips, findings=(finding,), decisions={"changes": {}})
+        if self.bits_from and not twin.widened():
+            raise PassError(
+                f"recover: bits_from is {self.bits_from}, but this graph has no integer weights of "
+                "fewer bits, so nothing would begin on a finer grid; leave it out, or put recover "
+                "behind a quantization to fewer bits (in a recipe with several recover, give "
+                "bits_from in a .toml file, to that one alone)"
+            )
         kept = keep_zeros(twin, model, context.unquantized)
         if kept and self.rate and context.workers is not None and context.workers.size > 1:
             raise PassError(
@@ -136,3 +149,37 @@ class Recover(TrainingSettings):
             decisions={"changes": changes},
             findings=(finding, *zeros, *found.findings),
         )
+
+    def twin(self, model: ir.Model) -> TorchGraph:
+        """What is trained of a graph. Raises PassError where torch cannot run it."""
+        from edgec.passes.torch_graph import to_torch
+
+        return to_torch(model, learn_scales=self.scale_rate > 0, bits_from=self.bits_from)
+
+    def wider(self, step: int) -> float:
+        """Share of the bits above their own that weights are rounded to at a step.
+
+        It falls over the first half of the steps, rounded down, and is 0 in the rest. step: 0
+        for the first.
+        """
+        return still_ahead(step / (self.steps // 2)) if self.bits_from else 0.0
+
+    def _check_width(self) -> None:
+        """Raise PassError for a ``bits_from`` that is out of range or without effect."""
+        if not self.bits_from:
+            return
+        if not 0 < self.bits_from <= _WIDEST:
+            raise PassError(
+                f"recover: bits_from is {self.bits_from}, expected up to {_WIDEST} bits, or 0 for "
+                "weights that are rounded to their own width from the start"
+            )
+        if not self.rate:
+            raise PassError(
+                f"recover: bits_from is {self.bits_from}, but rate is 0, so no weight moves; set "
+                "recover.rate, or leave bits_from out"
+            )
+        if self.steps < 2:
+            raise PassError(
+                "recover: bits_from takes the first half of the steps, and there is but one; "
+                "raise steps, or leave bits_from out"
+            )

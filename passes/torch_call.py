@@ -34,11 +34,13 @@ class Call:
     """One execution of a node.
 
     latent: the integer range of a weight that is trained as a float, for DequantizeLinear.
+    finer: points of such a weight's grid for each integer; 1: the integers themselves.
     """
 
     node: ir.Node
     arguments: Sequence[Any]
     latent: tuple[int, int] | None = None
+    finer: int = 1
 
     def __getitem__(self, index: int) -> Any:
         """The argument at ``index``, or None if it is absent."""

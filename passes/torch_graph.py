@@ -15,6 +15,7 @@ constants. The graph is to be standard ONNX, as it is before ``lower``.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -59,7 +60,9 @@ _LEAST_SHARE = 1 / 1024  # of a scale's first value: it stays positive whatever 
 class TorchGraph(torch.nn.Module):
     """The graph as a module; ``to_torch`` makes one."""
 
-    def __init__(self, model: ir.Model, weights: Mapping[str, Tensor], scales: Scales) -> None:
+    def __init__(
+        self, model: ir.Model, weights: Mapping[str, Tensor], scales: Scales, bits_from: int
+    ) -> None:
         """weights: float values to start integer weights from. scales: those to be learned."""
         super().__init__()
         self._steps = steps(model)
@@ -69,6 +72,8 @@ class TorchGraph(torch.nn.Module):
         self._keys: dict[str, str] = {}  # initializer -> parameter, whose name has no dots
         self._latents: dict[str, ir.Node] = {}  # integer weight -> its DequantizeLinear
         self._ranges: dict[str, tuple[int, int]] = {}  # of the integers of such a weight
+        self._extra_bits: dict[str, int] = {}  # that such a weight may have above its own
+        self._bits_from = bits_from
         self._scales = scales
         self._parameters_in_order = torch.nn.ParameterList()
         for name, value in model.graph.initializers.items():
@@ -76,10 +81,16 @@ class TorchGraph(torch.nn.Module):
         self._last_use = last_uses(self._steps)
 
     def forward(
-        self, feeds: Mapping[str, Tensor], keep: Iterable[str] = (), segments: int = 1
+        self,
+        feeds: Mapping[str, Tensor],
+        keep: Iterable[str] = (),
+        segments: int = 1,
+        wider: float = 0.0,
     ) -> dict[str, Tensor]:
         """The outputs by name, and the values named in ``keep``.
 
+        wider: share of the bits that integer weights have to spare (``widened``) which they
+        are rounded to above their own, in whole bits, rounded up.
         segments: parts of the graph whose inner values are computed again in the backward
         pass instead of kept (Chen et al. 2016, arXiv:1604.06174, section 3); 1 keeps all.
         """
@@ -91,7 +102,7 @@ class TorchGraph(torch.nn.Module):
         if self._scales.leaders:
             values |= self._learned_scales()
         if segments == 1 or not torch.is_grad_enabled():
-            values = self._run(values, range(len(self._steps)), kept)
+            values = self._run(values, range(len(self._steps)), kept, wider)
         else:
             bounds = [len(self._steps) * i // segments for i in range(segments + 1)]
             for start, stop in itertools.pairwise(bounds):
@@ -100,13 +111,14 @@ class TorchGraph(torch.nn.Module):
                     values,
                     range(start, stop),
                     kept,
+                    wider,
                     use_reentrant=False,
                     preserve_rng_state=False,
                 )
         return {name: values[name] for name in kept}
 
     def _run(
-        self, values: Mapping[str, Any], positions: range, kept: frozenset[str]
+        self, values: Mapping[str, Any], positions: range, kept: frozenset[str], wider: float
     ) -> dict[str, Any]:
         """What there is behind some steps, from what there is before them."""
         values = dict(values)
@@ -114,7 +126,8 @@ class TorchGraph(torch.nn.Module):
             step = self._steps[position]
             node = step.node
             arguments = [values[str(v.name)] if v is not None else None for v in step.inputs]
-            call = Call(node, arguments, self._range_of(node))
+            weight = self._weight_of(node)
+            call = Call(node, arguments, self._ranges.get(weight), self._finer(weight, wider))
             try:
                 results = step.operator(call)
             except (RuntimeError, ValueError, IndexError, KeyError, TypeError) as error:
@@ -146,6 +159,10 @@ class TorchGraph(torch.nn.Module):
     def scales(self) -> tuple[str, ...]:
         """Those of ``trained`` that are learned scales."""
         return tuple(name for name in self._keys if name in self._scales.leaders)
+
+    def widened(self) -> dict[str, int]:
+        """Integer weight -> bits above its own that its grid may have; without those of 0."""
+        return dict(self._extra_bits)
 
     def quantization_step(self, name: str) -> float:
         """Mean scale of an integer weight, the distance of two of its values; 0 for floats."""
@@ -219,10 +236,16 @@ class TorchGraph(torch.nn.Module):
             found[name] = _product(both, self._constants[name])
         return found
 
-    def _range_of(self, node: ir.Node) -> tuple[int, int] | None:
+    def _weight_of(self, node: ir.Node) -> str:
+        """The trained integer weight that a node dequantizes; "" if there is none."""
         if node.op_type != "DequantizeLinear" or node.inputs[0] is None:
-            return None
-        return self._ranges.get(str(node.inputs[0].name))
+            return ""
+        name = str(node.inputs[0].name)
+        return name if name in self._latents else ""
+
+    def _finer(self, weight: str, wider: float) -> int:
+        """Points of a weight's grid for each integer."""
+        return int(2 ** math.ceil(self._extra_bits.get(weight, 0) * wider))
 
     def _add(self, name: str, value: ir.Value, start: Tensor | None) -> None:
         stored = value.const_value
@@ -233,7 +256,10 @@ class TorchGraph(torch.nn.Module):
             integers = torch.from_numpy(stored.numpy().astype(np.float32))
             call = Call(node, [integers, *(_stored(v) for v in node.inputs[1:3])])
             floats = dequantized(call, integers)
-            self._latents[name], self._ranges[name] = node, _INTEGER_WEIGHTS[stored.dtype]
+            low, high = _INTEGER_WEIGHTS[stored.dtype]
+            self._latents[name], self._ranges[name] = node, (low, high)
+            if (extra := self._bits_from - int(high - low).bit_length()) > 0:
+                self._extra_bits[name] = extra
             self._learn(name, floats if start is None else start.reshape(floats.shape))
         elif stored.dtype == ir.DataType.FLOAT and _is_weight(value):
             self._learn(name, torch.from_numpy(stored.numpy().copy()))
@@ -252,12 +278,14 @@ def to_torch(
     weights: Mapping[str, np.ndarray[Any, Any]] | None = None,
     *,
     learn_scales: bool = False,
+    bits_from: int = 0,
 ) -> TorchGraph:
     """The twin of a graph.
 
     weights: float values from which integer weights start, by the name of the integer
     initializer; without one it starts from its dequantized value.
     learn_scales: scales of QuantizeLinear and DequantizeLinear are parameters too.
+    bits_from: width of the finest grid of integer weights, where they have fewer bits.
     Raises PassError naming the node that the twin cannot run, and below opset 13, where
     Softmax and others meant something else.
     """
@@ -271,7 +299,8 @@ def to_torch(
         name: torch.from_numpy(np.array(array, np.float32))
         for name, array in (weights or {}).items()
     }
-    return TorchGraph(model, starts, learnable_scales(model) if learn_scales else Scales({}, {}))
+    scales = learnable_scales(model) if learn_scales else Scales({}, {})
+    return TorchGraph(model, starts, scales, bits_from)
 
 
 def claimed_operators() -> tuple[str, ...]:

@@ -5,7 +5,7 @@ Jacob et al. 2018, arXiv:1712.05877, section 3). A learned scale s of x gets, fo
 between the limits, round(x / s) - x / s, and the limit itself for the others, all times
 1 / sqrt(N * Qp) (LSQ, Esser et al. 2020, arXiv:1902.08153, sections 2.1 and 2.2; N: values that
 share the scale, of one sample; Qp: the largest integer). A scale that the graph computes is
-a constant to the gradient.
+a constant to the gradient. A trained weight may be rounded to a finer grid over the same range.
 
 The integers of MatMulInteger, QLinearConv and the like are float32 too: sums beyond 2^24 are
 rounded, which ONNX Runtime's are not. Left out: float8, float4 and 2-bit types.
@@ -53,7 +53,7 @@ def requantized(c: Call, x: Tensor) -> Tensor:
     """x on the grid of its scale: quantized and dequantized in one go."""
     x = _real(x)
     scale, zero = _fitted(c, x)
-    return _rounded(x, scale, zero, _range(c), scale, zero)
+    return _rounded(x, scale, zero, _range(c), scale, zero, c.finer)
 
 
 def quantize_dequantize(c: Call) -> Tensor:
@@ -141,29 +141,33 @@ def _rounded(
     limits: tuple[int, int],
     scale_out: Tensor | float,
     zero_out: Tensor | float,
+    finer: int = 1,
 ) -> Tensor:
     low, high = limits
-    y: Tensor = _Rounded.apply(x, scale, zero, low, high, scale_out, zero_out)  # type: ignore[no-untyped-call]
+    y: Tensor = _Rounded.apply(  # type: ignore[no-untyped-call]
+        x, scale, zero, low, high, scale_out, zero_out, finer
+    )
     return y
 
 
 class _Rounded(torch.autograd.Function):
     """(clamp(round(x / scale) + zero, low, high) - zero_out) * scale_out, straight through.
 
-    One function with buffers of its own, since it is the larger part of a training step
-    otherwise.
+    finer: what is rounded to are multiples of 1 / finer. One function with buffers of its own,
+    since it is the larger part of a training step otherwise.
     """
 
     @staticmethod
     def forward(  # type: ignore[no-untyped-def]
-        ctx, x, scale, zero, low, high, scale_out, zero_out
+        ctx, x, scale, zero, low, high, scale_out, zero_out, finer
     ):
-        nearest = torch.div(x, scale).round_()
+        nearest = torch.div(x, scale)
+        nearest = nearest.round_() if finer == 1 else nearest.mul_(finer).round_().div_(finer)
         low, high = low - zero, high - zero
         real = torch.clamp(nearest, low, high)
         learned = ctx.needs_input_grad[1] or ctx.needs_input_grad[5]
         ctx.save_for_backward(nearest, *((x, scale) if learned else ()))
-        ctx.bounds, ctx.factor = (low, high), None
+        ctx.bounds, ctx.beyond, ctx.factor = (low, high), 0.5 / finer, None
         if scale_out is not scale:
             ctx.factor = scale_out / scale
         ctx.shift = None
@@ -177,7 +181,8 @@ class _Rounded(torch.autograd.Function):
         nearest, *learned = ctx.saved_tensors
         low, high = ctx.bounds
         if isinstance(low, float):
-            passed = torch.ops.aten.hardtanh_backward(gradient, nearest, low - 0.5, high + 0.5)
+            around = low - ctx.beyond, high + ctx.beyond
+            passed = torch.ops.aten.hardtanh_backward(gradient, nearest, *around)
         else:  # one zero point per channel
             passed = gradient * ((nearest >= low) & (nearest <= high))
         if ctx.factor is not None:
@@ -190,7 +195,7 @@ class _Rounded(torch.autograd.Function):
             real = torch.clamp(nearest, low, high)
             real = real if ctx.shift is None else real + ctx.shift
             of_scale_out = (gradient * real).sum_to_size(learned[1].shape)
-        return passed, of_scale, None, None, None, of_scale_out, None
+        return passed, of_scale, None, None, None, of_scale_out, None, None
 
 
 def _dynamic_quantize(c: Call) -> tuple[Tensor, Tensor, Tensor]:

@@ -62,18 +62,21 @@ class Student(torch.nn.Module):
         self.projections = torch.nn.ParameterList(objective.parameters())
         self._objective, self._settings = objective, settings
 
-    def forward(self, stack: Stack, measure: Measure) -> Tensor:
+    def forward(self, stack: Stack, measure: Measure, wider: float = 0.0) -> Tensor:
         """How far the answers to a stack are from the teacher's, one number.
 
         measure: "loss" is what a step lessens; "distance" is what held-out samples are judged
-        by, in full precision.
+        by, in full precision and with weights of their own width. wider: of ``TorchGraph``.
         """
         if measure == "distance":
             return self._objective.distance(self.twin(stack.feeds), stack.answers, stack.labels)
         short = self._settings.precision == "bf16"
         with torch.autocast("cpu", torch.bfloat16, enabled=short):
             values = self.twin(
-                stack.feeds, keep=self._objective.student_features, segments=self._settings.segments
+                stack.feeds,
+                keep=self._objective.student_features,
+                segments=self._settings.segments,
+                wider=wider,
             )
         exact = {n: v.float() if v.is_floating_point() else v for n, v in values.items()}
         return self._objective.loss(exact, stack.answers, stack.labels)

@@ -58,6 +58,7 @@ def run_training(
     settings: TrainingSettings,
     *,
     size: int,
+    wider: Callable[[int], float] = lambda step: 0.0,
     checkpoints: Checkpoints,
     workers: Workers = ALONE,
     announce: Announce = lambda what, done, total: None,
@@ -65,7 +66,8 @@ def run_training(
     """Train and leave the learner's network in its best state on held-out samples.
 
     drawn: gives, without end, the samples of one step after the other, the same every time.
-    judges: held-out stacks of this process. size: of a stack of a step, in samples.
+    judges: held-out stacks of this process. size: of a stack of a step, in samples. wider: share
+    of the bits that weights have to spare at a step; judged are weights of their own width.
     """
     saves = bool(workers.said("saves" if checkpoints.kept else ""))
     at = _resumed(checkpoints, learner, workers)
@@ -77,11 +79,14 @@ def run_training(
         every = max(settings.steps // settings.judgements, 1)
         while at.step < settings.steps and not _tired(at, settings):
             share = rate_share(at.step, settings.steps, settings.warmup)
-            at.losses.append(learner.step(in_stacks(next(taught), size), share))
+            wide = wider(at.step)
+            at.losses.append(learner.step(in_stacks(next(taught), size), share, wide))
             at.step += 1
             announce(settings.name, at.step, settings.steps)
             if at.step % every == 0 or at.step == settings.steps:
                 _judge(at, learner.distance(judges), learner)
+                if wide:  # what is judged has not been trained yet
+                    at.stale = 0
             if saves and at.step % settings.save_every == 0:
                 checkpoints.write(at, learner.state())
         at.ended = True
