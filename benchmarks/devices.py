@@ -2,10 +2,13 @@
 
     edgec devices install all        # what can be had on this machine
     python benchmarks/devices.py [--only ocr ...] [--targets arm64 ...] [--devices haswell ...]
-                                 [--samples 2] [--rows FILE] [--write docs/targets.md] [--json]
+                                 [--samples 2] [--every] [--verify-seconds 60] [--rows FILE]
+                               [--write docs/targets.md] [--json]
 
 One model per kind (``kinds.py``) is built for every target with the target's own recipe, and
-run on every installed device that the bundle fits (``edgec verify --on``). Two tables:
+run on the target's own devices (``edgec verify --on``); a device that no target calls its own
+runs one bundle of each kind, that of the target which asks most of the CPU. ``--every`` runs each
+bundle on each device that it fits. Two tables:
 
     verified   kind x device: status, agreement and SQNR against float32 there and here
     targets    kind x target: the recipe that the build took, size, SQNR, and what one inference
@@ -23,12 +26,13 @@ code is 1 if a bundle failed or was refused on a device that it fits.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import pathlib
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -68,6 +72,10 @@ def main() -> int:
     parser.add_argument("--devices", nargs="*", default=profile_names(), choices=profile_names())
     parser.add_argument("--samples", type=int, default=2, help="per model and device")
     parser.add_argument("--calibration", type=int, default=32, help="samples")
+    parser.add_argument("--every", action="store_true", help="each bundle on all that it fits")
+    parser.add_argument(
+        "--verify-seconds", type=float, default=60.0, help="per device, two samples at least"
+    )
     parser.add_argument("--rows", type=pathlib.Path, help="keep finished rows, and go on from them")
     parser.add_argument("--write", type=pathlib.Path, help="docs/targets.md: renew its tables")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the tables")
@@ -80,6 +88,8 @@ def main() -> int:
         "samples": asked.samples,
         "calibration": asked.calibration,
     }
+    if asked.every:
+        setting["every"] = True
     rows = kept_rows(asked.rows, setting)
     with tempfile.TemporaryDirectory() as folder:
         for kind in asked.only:
@@ -90,7 +100,11 @@ def main() -> int:
                 continue
             done = {row.target for row in rows if row.kind == kind}
             targets = [target for target in asked.targets if target not in done]
-            for row in built_and_run(kind, given, targets, devices, pathlib.Path(folder)):
+            run_on = functools.partial(verify_on, seconds=asked.verify_seconds)
+            targets.sort(key=lambda name: -len(load_target(name).features))
+            before = {str(v["device"]) for row in rows if row.kind == kind for v in row.verdicts}
+            fitting = Devices(devices, before, every=asked.every)
+            for row in built_and_run(kind, given, targets, fitting, pathlib.Path(folder), run_on):
                 print(line(row), file=sys.stderr, flush=True)
                 rows.append(row)
                 if asked.rows is not None:
@@ -136,14 +150,40 @@ def kept_rows(path: pathlib.Path | None, setting: Mapping[str, Any]) -> list[Row
     ]
 
 
+class Devices:
+    """Which devices run the bundle of which target, one kind of model."""
+
+    def __init__(self, installed: Sequence[str], before: Iterable[str], *, every: bool) -> None:
+        """before: devices that have run a bundle of this kind. every: all that fit run it."""
+        self._installed, self._ran, self._every = installed, set(before), every
+        self._owned = {device for name in target_names() for device in load_target(name).devices}
+
+    def of(self, target: str, bundle: pathlib.Path) -> list[str]:
+        """Those that run this bundle; from now on they have run one."""
+        read = read_bundle(bundle)
+        own = load_target(target).devices
+        spare = self._owned | self._ran
+        chosen = [
+            name
+            for name in self._installed
+            if fits(read, name) and (self._every or name in own or name not in spare)
+        ]
+        self._ran.update(chosen)
+        return chosen
+
+
 def built_and_run(
     kind: str,
     given: kinds.Given,
     targets: Sequence[str],
-    devices: Sequence[str],
+    devices: Devices,
     folder: pathlib.Path,
+    run_on: Callable[..., Sequence[OnDevice]],
 ) -> Iterator[Row]:
-    """The rows of one kind; its export is made once and serves all targets."""
+    """The rows of one kind; its export is made once and serves all targets.
+
+    run_on: ``verify_on``, all but bundle, devices and samples given.
+    """
     source, calibration, samples = given
     exported = folder / f"{kind}.x.reference.onnx"
     first = folder / f"{kind}.x.edgec"
@@ -158,8 +198,7 @@ def built_and_run(
         except EdgecError as error:
             print(f"{kind} for {target} cannot be built: {error}", file=sys.stderr)
             continue
-        fitting = [name for name in devices if fits(read_bundle(bundle), name)]
-        verdicts = verify_on(bundle, fitting, feeds, against=exported)
+        verdicts = run_on(bundle, devices.of(target, bundle), feeds, against=exported)
         cost = cost_of(verdicts, report)
         own = load_target(target).devices
         counts = [v.device for v in verdicts if v.outcome and v.outcome.counts]
@@ -167,7 +206,7 @@ def built_and_run(
         if counting is not None:
             plain = folder / f"{kind}.{target}.float.edgec"
             edgec.build(exported, target=target, output=plain, recipe=LOSSLESS, **options)
-            cost = counted(verdicts, verify_on(plain, [counting], against=exported)[0])
+            cost = counted(verdicts, run_on(plain, [counting], against=exported)[0])
         yield Row(
             kind=kind,
             target=target,
