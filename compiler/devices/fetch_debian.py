@@ -25,6 +25,7 @@ from edgec.targets import Debian
 _MERGED = ("bin", "sbin", "lib")  # links into usr/ of a Debian root
 _UPDATE = "run apt-get update first"
 _LATER = "try again later, or name another server in apt's sources"
+_TAR_END = "tar: Exiting with failure status due to previous errors"  # which tell more
 _FORMAT = "$(REPO_URI)|$(RELEASE)|$(SIGNED_BY)|$(COMPONENT)"
 
 
@@ -60,7 +61,8 @@ def unpack_debian(archives: Sequence[pathlib.Path], folder: pathlib.Path) -> Non
             unpack = ["tar", "-x", "--keep-directory-symlink", "--no-same-owner", "-C", str(folder)]
             done = subprocess.run(unpack, stdin=reader.stdout, stderr=subprocess.PIPE, text=True)
         if done.returncode or reader.returncode:
-            raise DeviceError(f"{archive.name} cannot be unpacked: {_cause(done.stderr)}")
+            reason = _cause(done.stderr)
+            raise DeviceError(f"{archive.name} cannot be unpacked into {folder}: {reason}")
     # an emulated Python takes long to compile; its own version may differ, then it does
     for library in folder.glob("usr/lib/python3.*"):
         compileall.compile_dir(
@@ -177,7 +179,8 @@ def _run(command: Sequence[str], what: str, advice: str, folder: pathlib.Path | 
 
 
 def _cause(text: str) -> str:
-    """apt's first error (those after it follow from it), else the last line of ``text``."""
+    """apt's first error (those after it follow from it), else the last that ``text`` tells."""
     lines = [" ".join(line.split()) for line in text.strip().splitlines()]
+    lines = [line for line in lines if line != _TAR_END]
     errors = [line.removeprefix("E: ") for line in lines if line.startswith("E: ")]
     return (errors[:1] or lines[-1:] or ["no reason was given"])[0]

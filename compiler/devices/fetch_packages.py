@@ -9,6 +9,7 @@ from __future__ import annotations
 import compileall
 import pathlib
 import py_compile
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,11 @@ from collections.abc import Sequence
 
 from edgec.errors import DeviceError
 from edgec.targets import Modules, Wheels
+
+_PIP = "pip has to reach its index (`pip config list` shows which), or try again later"
+_NPM = "npm has to reach its registry (`npm config list` shows which), or try again later"
+_NPM_ERROR = re.compile(r"npm (?:error|ERR!) (?P<kind>\S+) (?P<words>.+)")
+_NPM_CODES = ("code", "syscall", "errno", "path", "dest")  # said before the words
 
 
 def own_python() -> str:
@@ -38,7 +44,7 @@ def fetch_wheels(wanted: Wheels, downloads: pathlib.Path) -> list[pathlib.Path]:
         command += ["--abi", f"cp{version}", "--abi", "abi3", "--abi", "none"]
     for platform in wanted.platforms:
         command += ["--platform", platform]
-    _run([*command, *wanted.requirements], f"wheels {', '.join(wanted.requirements)}")
+    _run([*command, *wanted.requirements], f"wheels {', '.join(wanted.requirements)}", _PIP)
     return sorted(folder.glob("*.whl"))
 
 
@@ -60,12 +66,22 @@ def fetch_modules(wanted: Modules, folder: pathlib.Path) -> None:
         raise DeviceError("there is no npm on this machine; install Node.js")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "package.json").write_text('{"private": true}\n', encoding="utf-8")
-    command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"]
-    _run([*command, "--prefix", str(folder), *wanted.packages], f"modules {wanted.packages}")
+    command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+    command += ["--prefix", str(folder), *wanted.packages]
+    _run(command, f"modules {', '.join(wanted.packages)}", _NPM)
 
 
-def _run(command: Sequence[str], what: str) -> None:
+def _run(command: Sequence[str], what: str, advice: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
-        raise DeviceError(f"{what} cannot be fetched: {last}")
+        raise DeviceError(f"{what} cannot be fetched: {_cause(done.stderr)}; {advice}")
+
+
+def _cause(text: str) -> str:
+    """npm's first error in words (``npm error KIND words``), else the last line of ``text``."""
+    lines = [line.strip() for line in text.strip().splitlines()]
+    for line in lines:
+        found = _NPM_ERROR.match(line)
+        if found and found["kind"] not in _NPM_CODES:
+            return found["words"]
+    return lines[-1] if lines else "no reason was given"

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from edgec.devices import fetch_debian as fetching
-from edgec.devices.fetch_debian import fetch_debian
+from edgec.devices.fetch_debian import fetch_debian, unpack_debian
 from edgec.errors import DeviceError
 from edgec.targets import Debian
 
@@ -153,3 +153,27 @@ def test_apt_brings_the_packages_that_replaced_others(
         archive.unlink()
     with pytest.raises(DeviceError, match=r"^[^\n]*; try again later, or name another[^\n]*$"):
         fetch_debian(WANTED, downloads)
+
+
+@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs Debian's dpkg-deb")
+def test_a_full_disk_is_told_with_the_folder(tmp_path: pathlib.Path) -> None:
+    control = tmp_path / "a" / "DEBIAN" / "control"
+    control.parent.mkdir(parents=True)
+    control.write_text(
+        "Package: a\nVersion: 1\nArchitecture: all\nMaintainer: nobody <a@b>\nDescription: none\n"
+    )
+    for name in ("large", "second"):
+        (tmp_path / "a" / name).write_bytes(bytes(1 << 20))
+    build = ["dpkg-deb", "--root-owner-group", "--build", "a", "a.deb"]
+    subprocess.run(build, cwd=tmp_path, check=True, capture_output=True)
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(small)]
+    if subprocess.run(mounted, capture_output=True).returncode:
+        pytest.skip("this user may not mount a small disk")
+    try:
+        wanted = f"a.deb cannot be unpacked into {small}/root: .*No space left on device"
+        with pytest.raises(DeviceError, match=wanted):
+            unpack_debian([tmp_path / "a.deb"], small / "root")
+    finally:
+        subprocess.run(["umount", str(small)], check=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import shutil
 import subprocess
 from dataclasses import replace
 
@@ -19,6 +20,7 @@ from edgec.errors import DeviceError, TargetError
 from edgec.targets import (
     Environment,
     File,
+    Modules,
     Wheels,
     load_environment,
     load_profile,
@@ -147,6 +149,41 @@ def test_a_package_that_cannot_be_fetched_is_named(
     monkeypatch.setattr(subprocess, "run", refuse)
     with pytest.raises(DeviceError, match=r"cortex-a72: .* Unable to locate package x"):
         install("cortex-a72")
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (
+            "npm error code ENOSPC\nnpm error syscall write\nnpm error errno -28\n"
+            "npm error nospc ENOSPC: no space left on device, write\n"
+            "npm error A complete log of this run can be found in: /x\n",
+            "web@1, core@2 cannot be fetched: ENOSPC: no space left on device, write; npm has to",
+        ),
+        (
+            "npm ERR! code ETARGET\nnpm ERR! notarget No matching version found for web@1.\n",
+            "cannot be fetched: No matching version found for web@1.; npm has to reach",
+        ),
+        ("", "cannot be fetched: no reason was given; npm has to reach"),
+    ],
+)
+def test_why_npm_failed_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, said: str, reason: str
+) -> None:
+    def refuse(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 1, "", said)
+
+    monkeypatch.setattr(fetch_packages.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(subprocess, "run", refuse)
+    with pytest.raises(DeviceError) as caught:
+        fetch_packages.fetch_modules(Modules("modules", ("web@1", "core@2")), tmp_path)
+    assert reason in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(shutil.which("npm") is None, reason="there is no npm")
+def test_npm_itself_says_why_it_failed(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(DeviceError, match=r"no-such-folder cannot be fetched: .*(?i:no such file)"):
+        fetch_packages.fetch_modules(Modules("modules", ("file:no-such-folder",)), tmp_path)
 
 
 def test_an_unknown_device_is_named_with_what_was_meant() -> None:
