@@ -215,7 +215,8 @@ def _verify_one(
     judgement = expected.judged(outcome.outputs)
     here = expected.judged(expected.here[: len(outcome.outputs)])
     least_db = least_sqnr_db(here, device.profile)
-    reason = _wrong(name, tested, judgement, here, least_db)
+    reason = _wrong(outcome, tested, judgement, here, least_db)
+    reason = f"device {name}: {reason}" if reason else ""
     if not reason and not expected.in_floats and judgement.agreement < here.agreement:
         reason = (
             f"device {name}: {judgement.agreement:.1%} of the answers agree with the reference, "
@@ -298,16 +299,28 @@ def least_sqnr_db(here: Judgement, profile: Profile) -> float:
 
 
 def _wrong(
-    name: str, tested: golden.SelfTest, judgement: Judgement, here: Judgement, least_db: float
+    outcome: Outcome,
+    tested: golden.SelfTest,
+    judgement: Judgement,
+    here: Judgement,
+    least_db: float,
 ) -> str:
-    """Why the answers on a device do not pass; empty if they do."""
+    """Why the answers of a device do not pass, and what to do; empty if they do."""
     if not tested.passed:
         failed = [f"output '{v.name}': {v.reason}" for v in tested.outputs if not v.passed]
-        return f"device {name}: the self-test failed: {'; '.join(failed)}"
-    if judgement.sqnr_db < least_db:
-        return (
-            f"device {name}: SQNR {judgement.sqnr_db:.1f} dB against {here.sqnr_db:.1f} dB on "
-            f"this machine; the device computes something else (int8 sums that saturate without "
-            "VNNI?); build with int8.reduce_range or uint8 weights, e.g. for a target of that CPU"
+        said = f"the self-test failed: {'; '.join(failed)}"
+    elif judgement.sqnr_db < least_db:
+        said = (
+            f"SQNR {judgement.sqnr_db:.1f} dB against {here.sqnr_db:.1f} dB on this machine; the "
+            "device computes something else"
         )
-    return ""
+    else:
+        return ""
+    if outcome.arch == "x86_64" and "vnni" not in outcome.features:
+        return (
+            f"{said} (int8 sums that saturate without VNNI?); build with int8.reduce_range or "
+            "uint8 weights, e.g. for a target of that CPU"
+        )
+    return (
+        f"{said}; build with --recipe cleanup,fuse,lower to see whether quantization is the cause"
+    )

@@ -19,7 +19,7 @@ import edgec
 from edgec import builder
 from edgec.cli import main
 from edgec.devices import check
-from edgec.devices.check import Samples, evenly, verify_on
+from edgec.devices.check import OnDevice, Samples, evenly, verify_on
 from edgec.devices.install import missing
 from edgec.errors import BundleError, SourceError, TargetError, TargetMismatchError
 from edgec.lint import lint_bundle
@@ -36,6 +36,13 @@ def require(device: str) -> None:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return bundles.build("x86-64", tmp_path_factory.mktemp("x86-64"))
+
+
+@pytest.fixture(scope="module")
+def exact(bundle: pathlib.Path) -> OnDevice:
+    """What this machine makes of the bundle."""
+    [verdict] = verify_on(bundle, ["native"])
+    return verdict
 
 
 def test_this_machine_passes_and_gives_what_the_runtime_gives(bundle: pathlib.Path) -> None:
@@ -100,7 +107,31 @@ def test_what_saturates_without_vnni_fails_and_the_reason_says_so(tmp_path: path
     bundle = bundles.build(bundles.saturating_target(), tmp_path)
     [verdict] = verify_on(bundle, ["haswell"], Samples(tuple(bundles.samples()), 3))
     assert verdict.status == "failed"
-    assert "saturate" in verdict.reason or "self-test" in verdict.reason
+    assert "saturate without VNNI" in verdict.reason and "reduce_range" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("arch", "features", "advice"),
+    [
+        ("x86_64", ("avx2", "fma"), "saturate without VNNI?); build with int8.reduce_range"),
+        ("x86_64", ("avx2", "fma", "vnni"), "build with --recipe cleanup,fuse,lower"),
+        ("wasm32", ("wasm_simd",), "build with --recipe cleanup,fuse,lower"),
+    ],
+)
+def test_wrong_answers_are_told_with_advice_for_the_cpu_that_gave_them(
+    arch: str, features: tuple[str, ...], advice: str, exact: OnDevice
+) -> None:
+    assert exact.outcome and exact.judgement and exact.here and exact.self_test
+    outcome = replace(exact.outcome, arch=arch, features=features)
+    noisy = replace(exact.judgement, sqnr_db=exact.least_db - 0.1)
+    said = check._wrong(outcome, exact.self_test, noisy, exact.here, exact.least_db)
+    assert said.startswith("SQNR") and advice in said
+    [output] = exact.self_test.outputs
+    failed = replace(
+        exact.self_test, passed=False, outputs=(replace(output, passed=False, reason="3 dB"),)
+    )
+    said = check._wrong(outcome, failed, exact.judgement, exact.here, exact.least_db)
+    assert said.startswith("the self-test failed: output 'y': 3 dB") and advice in said
 
 
 @pytest.mark.slow
