@@ -42,17 +42,14 @@ def open_ssh(text: str) -> RemotePython:
             "ssh://pi@board.local/~/venv/bin/python"
         )
     client = shlex.split(os.environ.get("EDGEC_SSH_COMMAND") or "ssh")
-    command = [*client, *_OPTIONS]
-    if match["user"]:
-        command += ["-l", match["user"]]
-    if match["port"]:
-        command += ["-p", match["port"]]
+    to = ["-l", match["user"]] if match["user"] else []
+    to += ["-p", match["port"]] if match["port"] else []
     host = match["host"].strip("[]")
     python = (match["python"] or "python3").removeprefix("/~/")
-    command += ["--", host, f"{shlex.quote(python)} {BOOTSTRAP}"]
+    command = [*client, *_OPTIONS, *to, "--", host, f"{shlex.quote(python)} {BOOTSTRAP}"]
 
     def explain(said: str) -> str:
         reason = f"it cannot be reached: {last_line(said)}"
-        return f"{reason}; `ssh {host} true` has to work without a question"
+        return f"{reason}; `{' '.join(['ssh', *to, host])} true` has to work without a question"
 
     return RemotePython(text, command, explain)

@@ -269,6 +269,13 @@ def test_a_server_that_is_not_there_is_told(server: Server) -> None:
         open_device(server.address)
 
 
+@pytest.mark.skipif(shutil.which("ssh") is None, reason="there is no ssh on this machine")
+def test_the_command_to_try_has_the_user_and_the_port() -> None:
+    wanted = "refused; `ssh -l pi -p 1 127.0.0.1 true` has to work without a question"
+    with pytest.raises(DeviceError, match=wanted):
+        open_device("ssh://pi@127.0.0.1:1")
+
+
 def test_a_path_without_python_is_told(server: Server) -> None:
     with pytest.raises(DeviceError, match=r"there is no Python: .*(not found|No such file)"):
         open_device("ssh://board/opt/none/bin/python3")
