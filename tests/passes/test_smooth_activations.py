@@ -2,13 +2,20 @@
 
 import dataclasses
 import json
+import weakref
 
 import graphs
 import numpy as np
 import onnx_ir as ir
 import pytest
 
-from edgec.passes import PassError, QuantizeDynamic, QuantizeStatic, SmoothActivations
+from edgec.passes import (
+    PassError,
+    QuantizeDynamic,
+    QuantizeStatic,
+    SmoothActivations,
+    smooth_activations,
+)
 from edgec.passes.execution import graph_bytes, sqnr_db
 from edgec.passes.smooth_activations import _activations
 from edgec.targets import load_target
@@ -178,6 +185,27 @@ def test_padding_does_not_choose_the_scales():
     for name, given in (("plain", plain), ("padded", padded)):
         rows[name], _ = _activations(model, ["h"], given, graphs.context(model))
     np.testing.assert_array_equal(rows["plain"]["h"], rows["padded"]["h"])
+
+
+@pytest.mark.parametrize("count", [8, 300])
+def test_what_is_kept_does_not_grow_with_the_number_of_samples(count, monkeypatch):
+    model, born, alive = pre_norm(), [], []
+    run_values = smooth_activations.run_values
+
+    def watched(*given):
+        for values in run_values(*given):
+            born.append(weakref.ref(values["h"]))
+            alive.append(sum(activation() is not None for activation in born))
+            yield values
+
+    monkeypatch.setattr(smooth_activations, "run_values", watched)
+    given = samples(count, 100)
+    rows, _ = _activations(model, ["h"], given, graphs.context(model))
+    assert len(born) == count
+    # the newest ones, until their names are taken anew; a view would hold the first, too
+    assert max(alive) <= 3
+    assert 50 < len(rows["h"]) <= 256
+    assert len(given) < 256 or len(rows["h"]) < len(given)
 
 
 @pytest.mark.parametrize(
