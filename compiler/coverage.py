@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import statistics
 import tempfile
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -45,7 +46,8 @@ def measure_coverage(model: ir.Model, feeds: Feeds, settings: Session, threads: 
 def coverage_of(events: Iterable[Mapping[str, Any]]) -> Coverage:
     """The coverage that the events of ONNX Runtime's profiler tell of.
 
-    Expects the kernel events of some identical runs, in order.
+    Expects the kernel events of some identical runs, in order. A node's time is its median: one
+    run that another program interrupted would else be most of a small model's time.
     """
     times: dict[tuple[str, str], list[float]] = {}
     integer: dict[tuple[str, str], bool] = {}
@@ -57,7 +59,8 @@ def coverage_of(events: Iterable[Mapping[str, Any]]) -> Coverage:
         key = (name.removesuffix("_kernel_time"), str(arguments["op_name"]))
         times.setdefault(key, []).append(float(event["dur"]))
         integer[key] = _is_integer(key[1], arguments)
-    spent = {key: sum(durations[_WARM_UP:]) for key, durations in times.items()}
+    steady = {key: durations[_WARM_UP:] for key, durations in times.items()}
+    spent = {key: len(d) * statistics.median(d) if d else 0.0 for key, d in steady.items()}
     whole = sum(spent.values()) or 1.0
     kernels: dict[str, list[tuple[str, str]]] = {}
     for key in spent:

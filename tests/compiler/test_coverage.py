@@ -48,12 +48,20 @@ def test_a_float_model_has_no_integer_kernels() -> None:
     assert found.nodes and not found.integer_nodes and not found.integer_time_share
 
 
-def test_shares_of_time_leave_the_first_runs_out() -> None:
-    def event(op: str, duration: int, kind: str = "float") -> dict[str, object]:
-        shapes = [{kind: [1]}]
-        arguments = {"op_name": op, "output_type_shape": shapes}
-        return {"cat": "Node", "name": f"{op}_kernel_time", "dur": duration, "args": arguments}
+def event(op: str, duration: int, kind: str = "float") -> dict[str, object]:
+    """What ONNX Runtime's profiler writes of one execution of a node."""
+    arguments = {"op_name": op, "output_type_shape": [{kind: [1]}]}
+    return {"cat": "Node", "name": f"{op}_kernel_time", "dur": duration, "args": arguments}
 
+
+def test_one_interrupted_run_does_not_decide_the_shares() -> None:
+    runs = [[event("QLinearConv", 30, "uint8"), event("QuantizeLinear", 10)] for _ in range(12)]
+    runs[7][1]["dur"] = 20_000
+    found = coverage_of(event for run in runs for event in run)
+    assert found.integer_time_share == 0.75 and found.conversion_time_share == 0.25
+
+
+def test_shares_of_time_leave_the_first_runs_out() -> None:
     slow_start = [event("QLinearConv", 900, "uint8"), event("Softmax", 900)] * 2
     steady = [
         event("QLinearConv", 60, "uint8"),
