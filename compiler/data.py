@@ -181,7 +181,10 @@ def _reader(
     if path.is_dir():
         files = sorted(path.glob("*.npz"))
         if not files:
-            raise DataError(f"{where}: the directory holds no .npz files")
+            raise DataError(
+                f"{where}: the directory holds no .npz files; save each sample as one, with "
+                "numpy.savez(FILE, INPUT_NAME=array)"
+            )
         return lambda: (_sort_out(_feed_in(f, where), inputs, f"{where}/{f.name}") for f in files)
     if path.suffix in {".npz", ".npy"}:
         if not path.is_file():
@@ -318,12 +321,16 @@ def _check(sample: Sample, inputs: tuple[InputSpec, ...]) -> Sample:
             expected = ", ".join("any" if d is None else str(d) for d in spec.dims)
             raise DataError(
                 f"{where}: '{spec.name}' has shape {list(array.shape)}, the model expects "
-                f"[{expected}]"
+                f"[{expected}]; prepare it as the app will, or export the model with an open "
+                "dimension where sizes differ"
             )
         if array.size == 0:
             raise DataError(f"{where}: '{spec.name}' is empty")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise DataError(f"{where}: '{spec.name}' has a NaN or an infinity")
+            raise DataError(
+                f"{where}: '{spec.name}' has a NaN or an infinity; every number must be finite: "
+                "leave the sample out, or mend what makes it"
+            )
         feeds[spec.name] = array
     return Sample(feeds, sample.labels, where)
 

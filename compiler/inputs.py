@@ -89,6 +89,7 @@ def open_inputs(source: Source, exported: Exported, target: Target, seed: int) -
         if not len(validation):
             validation = None
             findings.append("too few calibration samples to hold some out for validation")
+        findings += _doubts(given)
 
     if evaluation is not None:
         judged, judged_on = evaluation, f"evaluation data, {len(evaluation)} samples"
@@ -108,6 +109,17 @@ def open_inputs(source: Source, exported: Exported, target: Target, seed: int) -
     elif judged is None:
         judged_on = f"{len(checks)} calibration samples that were also used for calibration"
     return Inputs(calibration, validation, judged, checks, judged_on, real, tuple(findings))
+
+
+def _doubts(calibration: Dataset) -> list[str]:
+    """What makes measured ranges worth little: samples that are all alike."""
+    different = len(set(calibration.digests))
+    if len(calibration) == 1 or different > 1:
+        return []
+    return [
+        f"all {len(calibration)} calibration samples are equal: ranges measured on them fit this "
+        "one input alone; give inputs that differ as the device's will"
+    ]
 
 
 def _first_feeds(source: Source, exported: Exported) -> Feeds | None:

@@ -6,13 +6,17 @@ import pathlib
 import random
 import tracemalloc
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
+import graphs
 import numpy as np
 import pytest
 
 from edgec.data import Dataset, InputSpec, open_data
 from edgec.errors import DataError
+from edgec.inputs import open_inputs
+from edgec.targets import load_target
 
 X = InputSpec("x", np.dtype(np.float32), (1, 4))
 OPEN = InputSpec("x", np.dtype(np.float32), (None, 4))
@@ -137,8 +141,14 @@ def test_numbers_of_another_width_are_converted_if_they_fit() -> None:
         (lambda: None, "raised TypeError"),
         (lambda: [3], "a int, expected a dict"),
         (lambda: [{}], "no array for input 'x'; it has nothing"),
-        (lambda: [{"x": np.full((1, 4), np.inf, np.float32)}], "sample 0: 'x' has a NaN or an inf"),
-        (lambda: [{"x": rows(1)}, {"x": rows(1, 5)}], r"sample 1: 'x' has shape \[1, 5\]"),
+        (
+            lambda: [{"x": np.full((1, 4), np.inf, np.float32)}],
+            "sample 0: 'x' has a NaN or an infinity; .* leave the sample out",
+        ),
+        (
+            lambda: [{"x": rows(1)}, {"x": rows(1, 5)}],
+            r"sample 1: 'x' has shape \[1, 5\], the model expects .*; prepare it as the app",
+        ),
         (lambda: [{"x": rows(1) > 0}], "is bool, the model expects float32"),
         ([1, 2], "a list, expected a path or a function"),
         ("data.csv", "no such file or directory"),
@@ -148,6 +158,24 @@ def test_numbers_of_another_width_are_converted_if_they_fit() -> None:
 def test_wrong_data_is_refused(given: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         opened(given)
+
+
+def test_a_directory_without_samples_says_how_to_write_one(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(b"jpeg")
+    with pytest.raises(DataError, match=r"holds no \.npz files; save each sample as one, with"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize(("different", "doubted"), [(False, True), (True, False)])
+def test_calibration_samples_that_are_all_equal_are_a_finding(
+    different: bool, doubted: bool
+) -> None:
+    model, one = graphs.mlp()
+    given = [{name: array + different * i for name, array in one.items()} for i in range(8)]
+    source: Any = SimpleNamespace(calibration=lambda: given, evaluation=None, metric=None)
+    exported: Any = SimpleNamespace(model=model, examples=())
+    found = open_inputs(source, exported, load_target("x86-64"), seed=0).findings
+    assert any("all 8 calibration samples are equal" in text for text in found) == doubted
 
 
 def test_wrong_arrays_in_one_file_are_refused(tmp_path: pathlib.Path) -> None:
