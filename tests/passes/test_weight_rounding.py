@@ -226,3 +226,39 @@ def test_inputs_whose_squares_vanish_in_float32_round_to_the_nearest() -> None:
     exact = graphs.feed(1, 4, 32) * 40
     rows = graphs.feed(1, 16, 32, seed=1) * np.float32(1e-22)
     np.testing.assert_array_equal(errors_carried(exact, [rows], 127), np.rint(exact))
+
+
+def test_choosing_the_range_of_each_value_by_its_noise_beats_every_method_for_all() -> None:
+    """Rare values 20 times larger: those of x carry the result, those of z nearly nothing."""
+    weights = {"wx": graphs.weight(64, 32), "wz": graphs.weight(64, 32, seed=1)}
+    weights["wx"][5] *= 3
+    weights["wz"][7] *= 1e-3
+    model = graphs.graph(
+        "g (float[50, 64] x, float[50, 64] z) => (float[50, 64] y)"
+        "{ a = MatMul (x, wx) c = MatMul (z, wz) y = Concat <axis = 1> (a, c) }",
+        weights,
+    )
+    data = []
+    for i in range(40):
+        feeds = {"x": graphs.feed(50, 64, seed=i), "z": graphs.feed(50, 64, seed=100 + i)}
+        feeds["x"][i, 5] = feeds["z"][i, 7] = 80.0
+        data.append(feeds)
+    kept = dict(model=model, data=data[:24], judged=data[24:])
+    db = {
+        ranges: quality(QuantizeStatic(ranges=ranges, percentile=99.9), **kept)
+        for ranges in ("auto", "minmax", "percentile", "mse", "entropy")
+    }
+    auto = db.pop("auto")
+    assert auto > max(db.values()) + 1.5
+
+
+@pytest.mark.parametrize(("rounding", "loss_db"), [("nearest", 1.0), ("gptq", 0.3)])
+def test_without_bias_correction_unseen_inputs_lose_decibels(rounding: str, loss_db: float) -> None:
+    model = conv("[c] y = Conv (x, k, b)", k=graphs.weight(32, 8, 1, 1, seed=7), b=graphs.feed(32))
+    # positive inputs have a mean, which the rounding errors of a filter multiply; 7 bits, so
+    # that the weights' noise stands out
+    data = [{"x": np.abs(graphs.feed(1, 8, 10, 10, seed=i)) + 2} for i in range(24)]
+    kept = dict(model=model, data=data[:16], judged=data[16:], reduce_range=True)
+    chosen = QuantizeStatic(rounding=rounding)
+    without = quality(dataclasses.replace(chosen, bias_correction=False), **kept)
+    assert quality(chosen, **kept) > without + loss_db
