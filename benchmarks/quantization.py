@@ -2,7 +2,7 @@
 
     python benchmarks/peers/install.py                       # once: one environment per peer
     python benchmarks/quantization.py [--models minilm ocr] [--tools edgec ort-static] [--json]
-    python benchmarks/quantization.py --samples 16,64,512    # edgec's peak memory
+    python benchmarks/quantization.py --samples 16,64,512    # peak memory, also of quantize_static
     python benchmarks/quantization.py --profile minilm       # where edgec's file spends its time
 
 Every tool starts from the same float32 model and the same 64 calibration samples; every
@@ -76,9 +76,9 @@ def main() -> None:
         rows = [
             memory
             for name in asked.models
-            for memory in peak_memory(name, work, peers, asked.samples)
+            for memory in peak_memory(name, asked.tools, work, peers, asked.samples)
         ]
-        print(json.dumps(rows, indent=2) if asked.json else _memory_table(rows, asked.samples))
+        print(json.dumps(rows, indent=2) if asked.json else _memory_table(rows))
         return
     rows = []
     for name in asked.models:
@@ -143,16 +143,19 @@ def compare(name: str, asked: argparse.Namespace, work: pathlib.Path, peers: Pee
 
 
 def peak_memory(
-    name: str, work: pathlib.Path, peers: Peers, counts: list[int]
+    name: str, tools: list[str], work: pathlib.Path, peers: Peers, counts: list[int]
 ) -> list[dict[str, Any]]:
-    """edgec's passes and ORT's quantize_static on growing numbers of calibration samples."""
+    """edgec's passes and ORT's quantize_static on growing numbers of calibration samples.
+
+    tools: those of the two that are among them.
+    """
     case = work / "cases" / f"{name}-{max(counts)}"
     if not (case / "case.json").exists():
         models.make_case(name, case, max(counts))
     rows = []
     made = work / "made" / case.name
     made.mkdir(parents=True, exist_ok=True)
-    for tool in ("edgec", "ort-static"):
+    for tool in [tool for tool in ("edgec", "ort-static") if tool in tools]:
         out = made / f"model{TOOLS[tool].suffix}"
         for count in counts:
             try:
@@ -236,7 +239,7 @@ def _table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def _memory_table(rows: list[dict[str, Any]], counts: list[int]) -> str:
+def _memory_table(rows: list[dict[str, Any]]) -> str:
     lines = ["| model | tool | samples | CPU s | peak MB |", "|---|---|---|---|---|"]
     for row in rows:
         figures = row.get("reason") or f"{row['cpu_s']:.0f} | {row['peak_mb']:.0f}"
