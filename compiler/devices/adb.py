@@ -11,7 +11,8 @@ from __future__ import annotations
 import re
 import shlex
 
-from edgec.devices.remote import BOOTSTRAP, RemotePython, last_line
+from edgec.devices.job import last_line
+from edgec.devices.remote import BOOTSTRAP, RemotePython
 from edgec.errors import DeviceError
 
 _ADDRESS = re.compile(r"adb:(?P<serial>[\w][\w.:-]*)?(?P<python>/.*)?")

@@ -18,7 +18,7 @@ import tempfile
 from dataclasses import dataclass
 from typing import Any
 
-from edgec.devices.job import Device, Job, Outcome
+from edgec.devices.job import Device, Job, Outcome, last_line
 from edgec.devices.local import clean_environment, execute
 from edgec.errors import DeviceError
 from edgec.targets import Profile
@@ -72,9 +72,8 @@ class Converter(Device):
         try:
             table = json.loads(outcome.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            last = (log.strip().splitlines() or ["it printed nothing"])[-1]
             raise DeviceError(
-                f"device {self.profile.name}: no word of the converter: {last}"
+                f"device {self.profile.name}: no word of the converter: {last_line(log)}"
             ) from error
         if "error" in table:
             raise DeviceError(

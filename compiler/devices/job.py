@@ -140,8 +140,8 @@ def read_outcome(job: Job, folder: pathlib.Path, profile: Profile, log: str = ""
     try:
         table = json.loads((folder / guest.OUTCOME).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        last = (log.strip().splitlines() or ["it printed nothing"])[-1]
-        raise DeviceError(f"{where}: the run ended without an outcome: {last}") from error
+        reason = f"the run ended without an outcome: {last_line(log)}"
+        raise DeviceError(f"{where}: {reason}") from error
     if "error" in table:
         raise DeviceError(f"{where}: {table['error']}")
     arrays = guest.read_tensors(folder / guest.OUTPUTS)
@@ -158,3 +158,8 @@ def read_outcome(job: Job, folder: pathlib.Path, profile: Profile, log: str = ""
         latency_ms=tuple(float(value) for value in table["latency_ms"]),
         nodes=table.get("nodes", {}),
     )
+
+
+def last_line(text: str) -> str:
+    """The last line of what a program printed, which mostly tells why it ended."""
+    return (text.strip().splitlines() or ["it printed nothing"])[-1]

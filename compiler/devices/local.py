@@ -19,6 +19,7 @@ from edgec.devices.job import (
     Device,
     Job,
     Outcome,
+    last_line,
     read_outcome,
     write_guest,
     write_job,
@@ -130,8 +131,6 @@ def execute(
     log = done.stderr.decode("utf-8", "replace")
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
-        last = (log.strip().splitlines() or ["it printed nothing"])[-1]
-        raise DeviceError(
-            f"device {device}: {pathlib.Path(command[0]).name} died of {name}: {last}"
-        )
+        program = pathlib.Path(command[0]).name
+        raise DeviceError(f"device {device}: {program} died of {name}: {last_line(log)}")
     return log

@@ -22,7 +22,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any
 
 from edgec.devices import agent, guest, probe
-from edgec.devices.job import GUEST, Device, Job, Outcome, read_outcome, write_guest, write_job
+from edgec.devices.job import (
+    GUEST,
+    Device,
+    Job,
+    Outcome,
+    last_line,
+    read_outcome,
+    write_guest,
+    write_job,
+)
 from edgec.errors import DeviceError, DeviceMissingError
 from edgec.targets import Profile
 
@@ -229,11 +238,6 @@ def _repair(facts: Mapping[str, Any]) -> str:
         "there (python3 -m pip install numpy onnxruntime), or give the path of another Python "
         "behind the address"
     )
-
-
-def last_line(text: str) -> str:
-    """The last line of what a program printed."""
-    return (text.strip().splitlines() or ["it said nothing"])[-1]
 
 
 def _open(stream: IO[bytes] | None) -> IO[bytes]:

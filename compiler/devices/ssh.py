@@ -11,7 +11,8 @@ import os
 import re
 import shlex
 
-from edgec.devices.remote import BOOTSTRAP, RemotePython, last_line
+from edgec.devices.job import last_line
+from edgec.devices.remote import BOOTSTRAP, RemotePython
 from edgec.errors import DeviceError
 
 _ADDRESS = re.compile(

@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 
-from edgec.devices.job import Device, Job, Outcome, read_outcome, write_job
+from edgec.devices.job import Device, Job, Outcome, last_line, read_outcome, write_job
 from edgec.devices.local import clean_environment, execute
 from edgec.errors import DeviceError
 from edgec.targets import Profile
@@ -103,8 +103,7 @@ def _checked(command: Sequence[str], environment: dict[str, str], device: str) -
         ) from error
     if done.returncode:
         text = done.stderr.decode("utf-8", "replace")
-        last = (text.strip().splitlines() or ["no reason was given"])[-1]
-        raise DeviceError(f"device {device}: {command[0]} failed: {last}")
+        raise DeviceError(f"device {device}: {command[0]} failed: {last_line(text)}")
 
 
 def _environment(prefix: pathlib.Path) -> dict[str, str]:
