@@ -1,7 +1,8 @@
 """The reader in Java reads what edgec_runtime reads and refuses what it refuses.
 
-ONNX Runtime's own classes come from Maven; small ones stand for them here, which keep what
-they are given. They have the signatures of ONNX Runtime's Java API 1.17 and later.
+ONNX Runtime's own classes come from Maven and Android's from its SDK; small ones stand for them
+here, which keep what they are given. ONNX Runtime's have the signatures of its Java API 1.17
+and later.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from edgec_runtime.machine import this_machine
 
 ROOT = pathlib.Path(__file__).parents[2]
 SOURCE = ROOT / "examples" / "android" / "EdgecBundle.java"
+STANDS_IN = pathlib.Path(__file__).with_name("java")
 Reader = Callable[..., list[str]]
 
 
@@ -31,8 +33,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
     if shutil.which("javac") is None or shutil.which("java") is None:
         pytest.skip("there is no javac on this machine")
     classes, machine = tmp_path_factory.mktemp("classes"), this_machine()
-    folder = pathlib.Path(__file__).with_name("java")
-    sources = [*map(str, folder.rglob("*.java")), str(SOURCE)]
+    sources = [*map(str, STANDS_IN.rglob("*.java")), str(SOURCE)]
     command = ["javac", "-encoding", "UTF-8", "-Xlint:all,-serial", "-Werror", "-d", str(classes)]
     done = subprocess.run([*command, *sources], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -138,6 +139,21 @@ def test_a_tensor_that_is_not_in_the_weights_is_refused(
 def test_a_bundle_of_another_device_is_refused(reader: Reader, tmp_path: pathlib.Path) -> None:
     [line] = reader(write_sample(tmp_path / "a"), os="android")
     assert re.search(r"built for here, this is \S+ on android", line)
+
+
+@pytest.mark.slow
+def test_the_example_in_kotlin_compiles(tmp_path: pathlib.Path) -> None:
+    compiler = shutil.which("kotlinc")
+    if compiler is None:
+        pytest.skip("there is no kotlinc on this machine")
+    # where AutoCloseable.use is before Kotlin 1.8; Gradle adds it by itself
+    library = pathlib.Path(compiler).resolve().parents[1] / "lib" / "kotlin-stdlib-jdk7.jar"
+    sources = [SOURCE.with_name("Classifier.kt"), SOURCE, *STANDS_IN.rglob("*.java")]
+    command = ["kotlinc", "-Werror", "-cp", str(library), "-d", str(tmp_path)]
+    command += map(str, sources)
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "edgec" / "Classifier.class").is_file()
 
 
 def test_the_session_options_are_those_of_the_runtime() -> None:

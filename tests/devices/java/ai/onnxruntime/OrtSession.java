@@ -1,5 +1,6 @@
 package ai.onnxruntime;
 
+import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
 
@@ -13,8 +14,28 @@ public class OrtSession implements AutoCloseable {
         this.settings = settings;
     }
 
+    public Result run(Map<String, ? extends OnnxTensorLike> inputs) throws OrtException {
+        return new Result(List.copyOf(inputs.values()));
+    }
+
     @Override
     public void close() throws OrtException {}
+
+    /** The inputs: nothing is computed here. */
+    public static class Result implements AutoCloseable {
+        private final List<OnnxTensorLike> values;
+
+        Result(List<OnnxTensorLike> values) {
+            this.values = values;
+        }
+
+        public OnnxValue get(int index) {
+            return values.get(index);
+        }
+
+        @Override
+        public void close() {}
+    }
 
     public static class SessionOptions implements AutoCloseable {
         final Map<String, String> settings = new TreeMap<>();
