@@ -66,7 +66,7 @@ def load_profile(name_or_path: str | pathlib.Path) -> Profile:
         return _read_profile(pathlib.Path(text))
     raise TargetError(
         f"unknown device '{text}'{suggestion(text, profile_names())}; `edgec devices` lists "
-        "them; a path to a .toml file, ssh://user@host and adb: are understood, too"
+        "them; native, a path to a .toml file, ssh://user@host and adb: are understood, too"
     )
 
 
