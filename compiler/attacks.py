@@ -15,8 +15,7 @@ classifiers.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +24,9 @@ import onnx_ir as ir
 
 from edgec.errors import DataError
 from edgec.passes import Feeds, PassError
+from edgec.passes.curriculum import LABEL, Example, alike
+from edgec.passes.stacks import in_stacks, stacked, unanswered
+from edgec.passes.training_loop import fixed_threads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +39,7 @@ STEPS = 20  # of PGD
 _STEP = 2.5  # of all steps together, in radii: far enough to cross the ball from any start
 _STACK_VALUES = 1 << 17  # values of the disturbed input that go through the twin at once
 _MOST_STACKED = 64
+_THREADS = 1  # signs of gradients depend on sums, and those on the number of threads
 _SPREAD = 20.0  # of the logits of a row, at most: float32 holds the softmax of that
 _SAME = 1e-3  # of the logits' size: how far float32 sums in another order may be apart
 _BESIDE = {"Reshape", "Squeeze", "Identity", "Flatten", "DequantizeLinear", "QuantizeLinear"}
@@ -66,12 +69,12 @@ class Attacker:
         self._scores = _logits_of(model, output)
         self._ball = ball
 
-    def logits(self, feeds: Feeds) -> Array:
-        """The class scores that the attacks work on, float32 [rows, classes]."""
+    def logits(self, *samples: Feeds) -> Array:
+        """The class scores that the attacks work on, float32 [rows, classes], in one batch."""
         import torch
 
-        with _one_thread(), torch.no_grad():
-            found: Array = self._rows(_tensors(feeds)).numpy()
+        with fixed_threads(_THREADS), torch.no_grad():
+            found: Array = self._rows(stacked(samples)).numpy()
         return found
 
     def disturb(
@@ -88,23 +91,21 @@ class Attacker:
         classes: the true ones, int64 [rows], of each sample. Raises DataError if no gradient
         reaches the input.
         """
-        import torch
-
         made: list[Array] = []
-        with _one_thread():
-            for start, stop in self._stacks(samples):
-                part = samples[start:stop]
-                feeds = _tensors(_stacked(part))
-                truth = torch.from_numpy(np.concatenate(classes[start:stop]))
-                image = feeds[self._ball.input]
+        given = [Example(f, {LABEL: c}) for f, c in zip(samples, classes, strict=True)]
+        with fixed_threads(_THREADS):
+            for part in in_stacks(given, self._stack_size(samples)):
+                stack = unanswered(part)
+                feeds, truth, count = stack.feeds, stack.labels[LABEL], stack.count
                 if kind == "fgsm":
-                    found = self._fgsm(feeds, truth, len(part))
+                    found = self._fgsm(feeds, truth, count)
                 else:
-                    rows = image.shape[0] // len(part) if len(part) > 1 else None
-                    noise = _noise(image, rows, seed, start)
-                    found = self._pgd(feeds, truth, len(part), noise)
+                    image = feeds[self._ball.input]
+                    rows = image.shape[0] // count if count > 1 else None
+                    noise = _noise(image, rows, seed, len(made))
+                    found = self._pgd(feeds, truth, count, noise)
                 arrays = found.numpy()
-                made += np.split(arrays, len(part)) if len(part) > 1 else [arrays]
+                made += np.split(arrays, count) if count > 1 else [arrays]
                 progress(len(made))
         return made
 
@@ -176,30 +177,22 @@ class Attacker:
         rows: Tensor = scores.reshape(-1, scores.shape[-1])
         return rows
 
-    def _stacks(self, samples: Sequence[Feeds]) -> Iterator[tuple[int, int]]:
-        """First and last + 1 of the samples that go through the twin together."""
+    def _stack_size(self, samples: Sequence[Feeds]) -> int:
+        """How many samples go through the twin together, at most."""
         size = samples[0][self._ball.input].size
         most = max(1, min(_MOST_STACKED, _STACK_VALUES // size))
-        if most > 1 and not self._stackable(samples[:2]):
-            most = 1
-        start = 0
-        while start < len(samples):
-            stop = start + 1
-            while stop < min(start + most, len(samples)) and _alike(samples[start], samples[stop]):
-                stop += 1
-            yield start, stop
-            start = stop
+        return most if most > 1 and self._stackable(samples[:2]) else 1
 
     def _stackable(self, pair: Sequence[Feeds]) -> bool:
         """True if the twin gives for two samples in one batch what it gives for each.
 
         A graph may count on its batch, in the constant of a Reshape for example.
         """
-        if len(pair) < 2 or not _alike(*pair):
+        if len(pair) < 2 or not alike(pair):
             return False
         apart = np.concatenate([self.logits(feeds) for feeds in pair])
         try:
-            together = self.logits(_stacked(pair))
+            together = self.logits(*pair)
         except PassError:
             return False
         close = _SAME * max(float(np.abs(apart).max()), 1e-30)
@@ -219,17 +212,6 @@ def _logits_of(model: ir.Model, output: str) -> str:
     return str(node.inputs[0].name) if last else output
 
 
-def _alike(feeds: Feeds, other: Feeds) -> bool:
-    """True if the samples have the same shapes, with a first axis to stack along."""
-    return all(a.ndim and a.shape == other[name].shape for name, a in feeds.items())
-
-
-def _stacked(samples: Sequence[Feeds]) -> Feeds:
-    if len(samples) == 1:
-        return samples[0]
-    return {name: np.concatenate([feeds[name] for feeds in samples]) for name in samples[0]}
-
-
 def _noise(image: Tensor, rows: int | None, seed: int, start: int) -> Tensor:
     """Uniform in -1..1, of each sample its own, however the samples are stacked."""
     import torch
@@ -240,22 +222,3 @@ def _noise(image: Tensor, rows: int | None, seed: int, start: int) -> Tensor:
         np.random.default_rng([seed, start + i]).uniform(-1.0, 1.0, size) for i in range(count)
     ]
     return torch.from_numpy(np.concatenate(noise).astype(np.float32))
-
-
-def _tensors(feeds: Feeds) -> dict[str, Tensor]:
-    import torch
-
-    return {name: torch.from_numpy(np.array(array)) for name, array in feeds.items()}
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums depend on the number of threads, and signs of gradients on sums."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -24,8 +24,8 @@ import onnx_ir as ir
 
 from edgec.passes.continual import choose, fisher, known_classes, read_memory, split_memory
 from edgec.passes.contract import Context, PassError, Result, Samples, Skip, Stage
-from edgec.passes.course import LABEL, Lore, Ties, scores, train
-from edgec.passes.curriculum import Example, examples
+from edgec.passes.course import Lore, Ties, scores, train
+from edgec.passes.curriculum import LABEL, Example, examples
 from edgec.passes.head import Growth, Head, find_head, replace_head
 from edgec.passes.lora import Branch, add_branches, branches
 from edgec.passes.training_loop import Outcome, fixed_threads

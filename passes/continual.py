@@ -22,7 +22,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.passes.contract import PassError
-from edgec.passes.curriculum import Example
+from edgec.passes.curriculum import LABEL, Example
 from edgec.passes.execution import run_values
 from edgec.passes.head import Head
 from edgec.passes.weights import Array, label
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 Scores = Callable[[Mapping[str, "Tensor"]], "Tensor"]  # a twin's values -> [rows, classes]
 
-LABEL = "label"  # the key of class labels in a memory
 _HELD_OUT = 4  # every so many-th sample of a memory is held out
 _FISHER_SAMPLES = 256  # at most, evenly spaced
 
@@ -65,10 +64,16 @@ def read_memory(path: pathlib.Path, model: ir.Model) -> list[Example]:
             )
     labels = arrays.get(LABEL)
     if labels is None or labels.dtype.kind not in "iu" or not labels.ndim:
-        raise PassError(f"adapt: memory {path}: it has no integer labels under '{LABEL}'")
+        raise PassError(
+            f"adapt: memory {path}: it has no integer labels under '{LABEL}', one for each sample; "
+            "give the file that an earlier adaptation with remember > 0 wrote"
+        )
     counts = {len(arrays[str(v.name)]) for v in inputs} | {len(labels)}
     if len(counts) > 1 or 0 in counts:
-        raise PassError(f"adapt: memory {path}: its arrays hold {sorted(counts)} samples")
+        raise PassError(
+            f"adapt: memory {path}: its arrays hold {sorted(counts)} samples, expected one and the "
+            "same number, above 0; mend the file, or remember anew"
+        )
     return [
         Example(
             {str(v.name): arrays[str(v.name)][i] for v in inputs},

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Order = Literal["random", "easy-first"]
 
+LABEL = "label"  # the key of class labels, where no output's name is
 UNKNOWN = -1  # the class of a sample that was put together from two
 _FIRST_SHARE = 0.25  # of the samples, the easiest, that the first lessons are drawn from
 _ALL_AT = 0.5  # share of the steps after which every sample is in play
@@ -103,7 +104,7 @@ def joined(example: Example, other: Example, share: float) -> Example | None:
     Yun et al. 2019, arXiv:1905.04899, without its labels: the class is ``UNKNOWN``). None if
     the samples are no images or sequences of features, or of different shapes.
     """
-    if not alike([example, other]):
+    if not alike([example.feeds, other.feeds]):
         return None
     joined = {}
     for name, array in example.feeds.items():
@@ -117,7 +118,7 @@ def joined(example: Example, other: Example, share: float) -> Example | None:
     return Example(joined, unknown)
 
 
-def alike(samples: Sequence[Example]) -> bool:
+def alike(samples: Sequence[Feeds]) -> bool:
     """True if the samples have the same shapes, with a first axis to stack along."""
-    shapes = [{name: array.shape for name, array in s.feeds.items()} for s in samples]
+    shapes = [{name: array.shape for name, array in feeds.items()} for feeds in samples]
     return all(shape == shapes[0] for shape in shapes) and all(shapes[0].values())

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from edgec.passes.contract import Feeds, PassError
-from edgec.passes.curriculum import UNKNOWN, Example
+from edgec.passes.curriculum import LABEL, UNKNOWN, Example
 from edgec.passes.execution import open_session, run_feeds
 from edgec.passes.relations import last_layer_inputs, relation_errors
 from edgec.passes.responses import (
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 LAYERS = frozenset({"Add", "Conv", "ConvTranspose", "Gemm", "LayerNormalization", "MatMul"})
 PROJECTION_RATE = 0.003  # Adam's, of learned projections
-_LABEL = "label"  # the key of class labels where there are several
 _RELATED = 3  # samples that an angle needs
 
 
@@ -206,7 +205,7 @@ class Losses:
             if name in example.labels:
                 return name, name
         # any other column may be something else: a camera, a group
-        return (outputs[0], _LABEL) if len(outputs) == 1 and _LABEL in example.labels else None
+        return (outputs[0], LABEL) if len(outputs) == 1 and LABEL in example.labels else None
 
     def _label_loss(self, values: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> Tensor:
         """Cross-entropy of the rows whose class is known. Raises PassError for no classes."""

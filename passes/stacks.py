@@ -17,6 +17,7 @@ from edgec.passes.contract import Feeds, PassError
 from edgec.passes.curriculum import Example, alike
 from edgec.passes.execution import open_session, run_feeds
 from edgec.passes.responses import squared_error
+from edgec.passes.weights import Array
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,15 +59,27 @@ class Teacher:
 
 def unanswered(samples: Sequence[Example]) -> Stack:
     """The samples as one stack, with their labels alone."""
-    feeds = _stacked([sample.feeds for sample in samples])
-    return Stack(feeds, {}, _stacked(_labels(samples)), len(samples))
+    feeds = stacked([sample.feeds for sample in samples])
+    return Stack(feeds, {}, stacked(_labels(samples)), len(samples))
+
+
+def stacked(samples: Sequence[Feeds]) -> dict[str, Tensor]:
+    """The arrays of samples on top of each other, as tensors; one sample may have no axes."""
+    import torch
+
+    def joined(name: str) -> Array:
+        arrays = [feeds[name] for feeds in samples]
+        return np.concatenate(arrays) if len(arrays) > 1 else np.array(arrays[0])
+
+    return {name: torch.from_numpy(joined(name)) for name in samples[0]}
 
 
 def in_stacks(samples: Iterable[Example], size: int) -> list[list[Example]]:
     """The samples in order, in stacks of up to ``size`` that are alike."""
     stacks: list[list[Example]] = []
     for sample in samples:
-        if stacks and len(stacks[-1]) < size and alike([stacks[-1][0], sample]):
+        fits = bool(stacks) and len(stacks[-1]) < size
+        if fits and alike([stacks[-1][0].feeds, sample.feeds]):
             stacks[-1].append(sample)
         else:
             stacks.append([sample])
@@ -82,13 +95,13 @@ def keeps_apart(twin: TorchGraph, samples: Sequence[Example], kept: Sequence[str
     """
     import torch
 
-    pair = list(samples[:2])
+    pair = [sample.feeds for sample in samples[:2]]
     if len(pair) < 2 or not alike(pair):
         return False
     with torch.no_grad():
-        singles = [twin(_tensors(sample.feeds), keep=kept) for sample in pair]
+        singles = [twin(stacked([feeds]), keep=kept) for feeds in pair]
         try:
-            stacked = twin(_stacked([sample.feeds for sample in pair]), keep=kept)
+            together = twin(stacked(pair), keep=kept)
         except PassError:
             return False
     for name in (*twin.outputs, *kept):
@@ -96,9 +109,9 @@ def keeps_apart(twin: TorchGraph, samples: Sequence[Example], kept: Sequence[str
         if not parts[0].ndim:
             return False
         apart = torch.cat(parts)
-        if stacked[name].shape != apart.shape:
+        if together[name].shape != apart.shape:
             return False
-        error = squared_error(stacked[name].float(), apart.float())
+        error = squared_error(together[name].float(), apart.float())
         if name in twin.outputs and float(error) > _SAME_ANSWER:
             return False
     return True
@@ -110,20 +123,7 @@ def rows(sample: Example) -> int:
     return shape[0] if shape else 1
 
 
-def _stacked(samples: Sequence[Feeds]) -> dict[str, Tensor]:
-    """The arrays of several samples on top of each other, as tensors."""
-    if len(samples) == 1:
-        return _tensors(samples[0])
-    return _tensors({n: np.concatenate([feeds[n] for feeds in samples]) for n in samples[0]})
-
-
 def _labels(part: Sequence[Example]) -> list[Feeds]:
     """The labels that all samples of a part have, int64 [rows] each."""
     names = [n for n in part[0].labels if all(n in sample.labels for sample in part)]
     return [{n: sample.labels[n].reshape(-1).astype(np.int64) for n in names} for sample in part]
-
-
-def _tensors(feeds: Feeds) -> dict[str, Tensor]:
-    import torch
-
-    return {name: torch.from_numpy(np.array(array)) for name, array in feeds.items()}
