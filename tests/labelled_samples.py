@@ -1,8 +1,26 @@
-"""Samples of ``graphs.cnn`` with class labels that a few steps learn."""
+"""Samples of ``graphs.cnn`` with class labels that a few steps learn, and their context."""
 
 from __future__ import annotations
 
+import graphs
 import numpy as np
+import onnx_ir as ir
+
+from edgec.passes import Context
+
+
+def context(model: ir.Model, count: int = 64, classes: int = 4, **rest: object) -> Context:
+    """The context of a training on ``count`` samples, 16 others to choose the best state by."""
+    feeds, labels = separable(count, classes)
+    held, held_labels = separable(16, classes, seed=1)
+    return graphs.context(
+        model,
+        calibration=feeds,
+        calibration_labels=labels,
+        validation=held,
+        validation_labels=held_labels,
+        **rest,
+    )
 
 
 def separable(

@@ -7,27 +7,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from labelled_samples import separable
+from labelled_samples import context, separable
 
-from edgec.passes import Context, PassError
+from edgec.passes import PassError
 from edgec.passes.adapt import Adapt, check_used, weights
 from edgec.passes.execution import graph_bytes
 from edgec.passes.head import find_head, replace_head
 from edgec.passes.lora import add_branches, branches
 from edgec.passes.torch_graph import to_torch
-
-
-def context(model: ir.Model, count: int = 64, classes: int = 4, **rest: object) -> Context:
-    feeds, labels = separable(count, classes)
-    held, held_labels = separable(16, classes, seed=1)
-    return graphs.context(
-        model,
-        calibration=feeds,
-        calibration_labels=labels,
-        validation=held,
-        validation_labels=held_labels,
-        **rest,
-    )
 
 
 def accuracy(model: ir.Model, classes: int = 4) -> float:
