@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from edgec.cli_console import console, json_option, progress_bar
+from edgec.cli_console import console, json_option, progress_bar, seed_option
 
 
 @click.command()
@@ -145,13 +145,7 @@ from edgec.cli_console import console, json_option, progress_bar
     help="Steps between two checkpoints, from which the same command goes on when killed.",
 )
 @click.option("--target", "-t", metavar="NAME|FILE", help="Whose opset it gets.  [default: x86-64]")
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**32 - 1),
-    default=0,
-    show_default=True,
-    help="Of every random choice.",
-)
+@seed_option
 @json_option
 def adapt(base: str, as_json: bool, **options: Any) -> None:
     """Teach BASE the labels of your data: a new model, or an adapter for a bundle.

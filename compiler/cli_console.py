@@ -20,6 +20,17 @@ def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")(function)
 
 
+def seed_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the option --seed."""
+    return click.option(
+        "--seed",
+        type=click.IntRange(0, 2**32 - 1),
+        default=0,
+        show_default=True,
+        help="Of every random choice.",
+    )(function)
+
+
 def speed_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the promises of speed."""
     function = click.option(
