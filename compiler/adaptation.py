@@ -110,7 +110,8 @@ def adapt(
     base: what ``load_source`` understands, then output is an .onnx file; or a bundle with
     slots, then output is an adapter. data: labelled samples, a quarter of which is held out.
     evaluation, old_evaluation: labelled samples to judge by, of this task and of earlier ones.
-    target: whose opset the model gets; "x86-64" by default, or the bundle's own.
+    target: whose opset the model gets; "x86-64" by default, or the bundle's own, which has to be
+    given where it is a file of yours.
     settings: fields of ``edgec.passes.adapt.Adapt``.
 
     Killed, it leaves a hidden folder beside the output, from which the same call goes on to the
@@ -118,10 +119,16 @@ def adapt(
     """
     path = pathlib.Path(output)
     if isinstance(base, (str, pathlib.Path)) and str(base).endswith(".edgec"):
-        if target is not None:
-            raise PassError(f"{base}: a bundle has a target of its own; leave --target out")
         return _adapter(
-            pathlib.Path(base), path, settings, data, evaluation, old_evaluation, seed, progress
+            pathlib.Path(base),
+            path,
+            settings,
+            data,
+            evaluation,
+            old_evaluation,
+            target,
+            seed,
+            progress,
         )
     chosen = _chosen(settings)
     _check_output(path, ".onnx", "an adapted model")
@@ -154,6 +161,7 @@ def _adapter(
     data: Data,
     evaluation: Data | None,
     old_evaluation: Data | None,
+    target: str | pathlib.Path | Target | None,
     seed: int,
     progress: Progress,
 ) -> Adaptation:
@@ -176,7 +184,13 @@ def _adapter(
             f"{bundle}: an adapter is trained on {bundle.stem}.reference.onnx beside it, which is "
             "missing; build with --reference"
         )
-    device = load_target(model.manifest.target.name)
+    built_for = model.manifest.target.name
+    device = target if isinstance(target, Target) else load_target(target or built_for)
+    if device.name != built_for:
+        raise PassError(
+            f"{bundle}: it was built for target '{built_for}', not for '{device.name}'; leave "
+            "--target out, or give the file of its target if it is one of your own"
+        )
     reference = export(load_source(reference_file), device).model
     plain = Context(target=device, reference=reference, seed=seed, progress=progress)
     digest, wanted = base_digest(reference), slot_digest(model.slots[0].name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from edgec.inputs import VALIDATION_SHARE
 from edgec.passes import Context
 from edgec.passes.adapt import Adapt
 from edgec.passes.continual import read_memory, split_memory
-from edgec.passes.head import find_head
+from edgec.passes.head import Head, find_head
 from edgec.shapes import input_specs
 from edgec.source import Data
 
@@ -54,7 +54,7 @@ class Lessons:
     old: Sequence[Labelled]
     new_on: str
     old_on: str
-    output: str
+    head: Head
 
     @staticmethod
     def open(
@@ -84,13 +84,13 @@ class Lessons:
         old: list[Labelled] = []
         old_on = ""
         if before is not None:
-            old, old_on = _pairs(before), "old evaluation"
+            old, old_on = _labelled(before), "old evaluation"
         elif chosen.memory:
             _, kept = split_memory(read_memory(pathlib.Path(chosen.memory), form))
             old, old_on = [(s.feeds, s.labels) for s in kept], "held-out samples of the memory"
         if not len(new):
             new, new_on = learned, "the samples learned from: too few to hold some out"
-        return Lessons(learned, held_out, _pairs(new), old, new_on, old_on, find_head(form).output)
+        return Lessons(learned, held_out, _labelled(new), old, new_on, old_on, find_head(form))
 
     def context(self, plain: Context) -> Context:
         """The context of the pass."""
@@ -105,31 +105,34 @@ class Lessons:
     def judged(self, before: Run, after: Run) -> tuple[Judged, Judged | None]:
         """Accuracy on new and old samples."""
         new, old = (
-            Judged(on, len(side), _accuracy(before, side), _accuracy(after, side)) if side else None
+            Judged(on, len(side), *(self._accuracy(run, side) for run in (before, after)))
+            if side
+            else None
             for on, side in ((self.new_on, self.new), (self.old_on, self.old))
         )
         assert new is not None  # there is at least one sample
         return new, old
 
+    def _accuracy(self, run: Run, samples: Sequence[Labelled]) -> float:
+        """Share of rows whose largest score is the label's."""
+        right = total = 0
+        for feeds, labels in samples:
+            truth = np.asarray(labels[LABEL]).reshape(-1)
+            scores = run(feeds)
+            found = scores.argmax(self.head.class_axis(scores.ndim)).reshape(-1)
+            if len(truth) != len(found):
+                raise DataError(
+                    f"evaluation data has {len(truth)} labels for {len(found)} rows of class "
+                    "scores; give one label for each row of the output"
+                )
+            right += int((found == truth).sum())
+            total += len(found)
+        return right / total
 
-def _pairs(data: Dataset) -> list[Labelled]:
+
+def _labelled(data: Dataset) -> list[Labelled]:
+    """The samples with their labels. Raises DataError, before anything is trained, without."""
+    for sample in data.samples():
+        if LABEL not in sample.labels:
+            raise DataError(f"{sample.where}: no labels; add an array named '{LABEL}'")
     return [(sample.feeds, sample.labels) for sample in data.samples()]
-
-
-def _accuracy(run: Run, samples: Iterable[Labelled]) -> float:
-    """Share of rows whose largest score is the label's."""
-    right = total = 0
-    for feeds, labels in samples:
-        truth = labels.get(LABEL)
-        if truth is None:
-            raise DataError("evaluation data has no labels; add an array named 'label'")
-        scores = run(feeds)
-        found = scores.reshape(-1, scores.shape[-1]).argmax(-1)
-        truth = np.asarray(truth).reshape(-1)
-        if len(truth) != len(found):
-            raise DataError(
-                f"evaluation data has {len(truth)} labels for {len(found)} rows of class scores"
-            )
-        right += int((found == truth).sum())
-        total += len(found)
-    return right / total

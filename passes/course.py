@@ -21,7 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.passes.contract import Context, PassError
-from edgec.passes.curriculum import Example
+from edgec.passes.curriculum import LABEL, Example
 from edgec.passes.learner import Learner
 from edgec.passes.responses import log_probabilities
 from edgec.passes.stacks import Teacher, in_stacks, keeps_apart, unanswered
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from edgec.passes.head import Head
     from edgec.passes.learner import Judge
     from edgec.passes.torch_graph import TorchGraph
-
-LABEL = "label"  # the key of the class labels of every sample
 
 
 @dataclass(frozen=True)
@@ -178,8 +176,7 @@ class Labels:
 def scores(head: Head, values: Mapping[str, Tensor]) -> Tensor:
     """Logits, or logarithms of probabilities, from the values of a twin: [rows, classes]."""
     answer = values[head.output]
-    if head.layer.is_conv and answer.ndim > 2:
-        answer = answer.movedim(1, -1)  # [n, classes, h, w]
+    answer = answer.movedim(head.class_axis(answer.ndim), -1)
     if head.kind == "probabilities":
         answer = log_probabilities("probabilities", answer, 1.0)
     return answer.reshape(-1, answer.shape[-1])

@@ -53,6 +53,10 @@ class Head:
         """Number of classes that it tells apart."""
         return self.layer.outputs
 
+    def class_axis(self, rank: int) -> int:
+        """The axis of the classes in a value of ``rank`` dimensions, behind the layer."""
+        return 1 if self.layer.is_conv and rank > 2 else rank - 1  # conv: [n, classes, h, w]
+
     def names(self) -> tuple[str, ...]:
         """Names of its initializers: the weight and, where it has one, the bias."""
         values = [self.layer.node.inputs[1]]
@@ -71,7 +75,8 @@ def find_head(model: ir.Model) -> Head:
     if len(outputs) != 1:
         names = ", ".join(f"'{v.name}'" for v in outputs) or "none"
         raise PassError(
-            f"adapt: no head found: it needs one float32 output of class scores, found {names}"
+            f"adapt: no head found: it needs one float32 output of class scores, found {names}; "
+            "cut the others off the model"
         )
     output = outputs[0]
     node, after = output.producer(), list[ir.Node]()
@@ -101,7 +106,8 @@ def find_head(model: ir.Model) -> Head:
     if layer.layout.groups > 1 or (bias is not None and layer.output is not bias.outputs[0]):
         raise PassError(
             f"adapt: no head found: node '{label(node)}' ({node.op_type}) before output "
-            f"'{output.name}' has groups, or a bias that is no row"
+            f"'{output.name}' has groups, or a bias that is no row; expected one weight for each "
+            "class, over all inputs: retrain the model with such a head, or cut it off"
         )
     softmax = any(n.op_type in _PROBABILITIES for n in after)
     rest = tuple(n for n in after if n is not bias)
@@ -161,7 +167,6 @@ def _reshape(head: Head, old: int, classes: int) -> None:
     for value in {head.layer.output, *(v for node in behind for v in node.outputs)}:
         if value.shape is None:
             continue
-        axis = 1 if head.layer.is_conv and len(value.shape) > 2 else len(value.shape) - 1
         sizes = list(value.shape)
-        sizes[axis] = classes
+        sizes[head.class_axis(len(sizes))] = classes
         value.shape = ir.Shape(sizes)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
+import re
 from typing import Any
 
 import graphs
@@ -15,9 +17,19 @@ from labelled_samples import separable
 
 import edgec
 import edgec_runtime
+from edgec import targets
 from edgec.adaptation import adapt
 from edgec.cli import main
-from edgec.errors import DataError, OutputError, PassError, RecipeError, SourceError
+from edgec.cli_adapt import adapt as command
+from edgec.errors import (
+    DataError,
+    OutputError,
+    PassError,
+    RecipeError,
+    SourceError,
+    TargetError,
+)
+from edgec.passes.adapt import Adapt
 
 
 def save(path: pathlib.Path, count: int, seed: int, classes: int = 4) -> pathlib.Path:
@@ -59,6 +71,10 @@ def teach(work: pathlib.Path, base: str, output: pathlib.Path, **rest: Any) -> A
     return adapt(work / base, settings.pop("data", work / "data.npz"), output, **settings)
 
 
+def data(work: pathlib.Path) -> dict[str, pathlib.Path]:
+    return {"data": work / "data.npz", "evaluation": work / "test.npz"}
+
+
 def test_a_source_becomes_an_onnx_file_that_a_build_takes(work, tmp_path):
     made = teach(work, "cnn.onnx", tmp_path / "new.onnx", classes=4, remember=3)
     assert made.new.before < 0.6 and made.new.after > 0.95 and made.new.samples == 40
@@ -89,6 +105,16 @@ def test_a_second_round_is_judged_on_the_memory_or_on_old_data(work, tmp_path):
     assert made.old.on == "old evaluation" and made.old.samples == 40
 
 
+def test_a_head_that_is_a_convolution_is_judged_along_its_channels(work, tmp_path):
+    text = """g (float[n, 4, 12, 12] x) => (float[n, 4, 1, 1] y) {
+        p = GlobalAveragePool (x)
+        [head] y = Conv (p, w)
+    }"""
+    ir.save(graphs.graph(text, {"w": graphs.weight(4, 4, 1, 1)}), tmp_path / "conv.onnx")
+    made = teach(tmp_path, "conv.onnx", tmp_path / "a.onnx", steps=60, rate=0.1, **data(work))
+    assert made.new.after > 0.95 > made.new.before
+
+
 def test_an_adapter_is_trained_for_a_bundle_and_judged_in_it(work, tmp_path):
     made = teach(work, "slots.edgec", tmp_path / "a.onnx_adapter", steps=120)
     assert made.new.after > 0.9 > made.new.before
@@ -105,6 +131,20 @@ def test_an_adapter_is_trained_for_a_bundle_and_judged_in_it(work, tmp_path):
     assert model.self_test().passed
     again = teach(work, "slots.edgec", tmp_path / "b.onnx_adapter", steps=120)
     assert again.written.read_bytes() == made.written.read_bytes()
+
+
+def test_a_bundle_of_a_target_of_ones_own_takes_its_file(work, tmp_path):
+    shipped = pathlib.Path(targets.__file__).with_name("x86-64.toml").read_text()
+    own = tmp_path / "own.toml"
+    own.write_text(shipped.replace('name = "x86-64"', 'name = "own"'))
+    bundle = tmp_path / "own.edgec"
+    recipe = ["cleanup", "fuse", "lower", "adapter-slots"]
+    edgec.build(work / "cnn.onnx", target=own, output=bundle, recipe=recipe, verify=False)
+    rest = {"steps": 1, "data": work / "data.npz", "evaluation": None}
+    with pytest.raises(TargetError, match="unknown target 'own'.*or a path to a .toml file"):
+        teach(tmp_path, "own.edgec", tmp_path / "a.onnx_adapter", **rest)
+    made = teach(tmp_path, "own.edgec", tmp_path / "a.onnx_adapter", target=own, **rest)
+    assert made.written.is_file()
 
 
 def test_the_bundle_with_slots_agrees_with_its_reference(work):
@@ -150,7 +190,13 @@ def test_the_command_prints_json_and_says_what_it_cannot_do(work, tmp_path):
         ("cnn.onnx", "a.onnx", {"stepz": 4}, RecipeError, "adapt: .*'stepz', did you mean 'steps'"),
         ("cnn.onnx", "a.onnx", {"steps": "4"}, RecipeError, "'steps' is '4', expected a int"),
         ("slots.edgec", "a.onnx_adapter", {"layers": ("depthwise",)}, PassError, "no slot beside"),
-        ("slots.edgec", "a.onnx_adapter", {"target": "arm64"}, PassError, "a target of its own"),
+        (
+            "slots.edgec",
+            "a.onnx_adapter",
+            {"target": "arm64"},
+            PassError,
+            "built for target 'x86-64', not",
+        ),
         ("slots.edgec", "a.onnx", {}, OutputError, "an adapter is written as .onnx_adapter"),
         ("cnn.onnx", "no/a.onnx", {}, OutputError, "no folder"),
         ("cnn.onnx", "a.onnx", {"data": "test.npz"}, DataError, "the same samples"),
@@ -175,6 +221,19 @@ def test_refuses_a_reference_that_is_missing_or_another_one(work, tmp_path):
     ir.save(other, tmp_path / "slots.reference.onnx")
     with pytest.raises(SourceError, match="not the reference that slots.edgec was built from"):
         adapt(bundle, work / "data.npz", tmp_path / "a.onnx_adapter")
+
+
+def test_the_command_has_every_setting_with_its_own_default():
+    own = {field.name: field.default for field in dataclasses.fields(Adapt)}
+    options = {option.name: option for option in command.params}
+    assert set(own) <= set(options)
+    for name, default in own.items():
+        option = options[name]
+        shown = re.findall(r"\[default: ([^];]+)", option.help or "")
+        if isinstance(option.default, float | int | str):
+            shown = [option.default]
+        said = [str(value).removesuffix(".0") for value in shown]
+        assert said in ([], [str(default).removesuffix(".0")]), name
 
 
 def killed(what: str, done: int, total: int) -> None:
@@ -211,10 +270,16 @@ def test_a_share_says_of_what_it_is(work, tmp_path):
 
 
 def test_refuses_an_evaluation_without_labels(work, tmp_path):
+    def trained(what: str, done: int, total: int) -> None:
+        raise AssertionError("refused too late")
+
     feeds, _ = separable(4, 4, 3)
-    np.savez(tmp_path / "bare.npz", x=np.stack([f["x"] for f in feeds]))
-    with pytest.raises(DataError, match="no labels; add an array named 'label'"):
-        teach(work, "cnn.onnx", tmp_path / "a.onnx", evaluation=tmp_path / "bare.npz", steps=1)
+    bare = tmp_path / "bare.npz"
+    np.savez(bare, x=np.stack([f["x"] for f in feeds]))
+    for side in ("evaluation", "old_evaluation"):
+        reason = f"{side.replace('_', ' ')} data .*, sample 0: no labels; add an array named"
+        with pytest.raises(DataError, match=reason):
+            teach(work, "cnn.onnx", tmp_path / "a.onnx", **{side: bare}, progress=trained)
     np.savez(tmp_path / "odd.npz", x=np.stack([f["x"] for f in feeds]), label=np.zeros((4, 2)))
     with pytest.raises(DataError, match="2 labels for 1 rows"):
         teach(work, "cnn.onnx", tmp_path / "a.onnx", evaluation=tmp_path / "odd.npz", steps=1)
