@@ -32,7 +32,7 @@ test: .venv/installed .venv/demo-fixtures .venv/test-fixtures
 test-fast: .venv/installed .venv/demo-fixtures
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m 'not slow'
 
-# Every device that can be had here, and one model per kind on each (two hours of a core, 4 GB);
+# Every device that can be had here, and one model per kind on each (over an hour of a core, 4 GB);
 # an interrupted run goes on with the same command.
 devices: .venv/installed .venv/demo-fixtures .venv/test-fixtures
 	$(BIN)/python tests/fixtures/install.py --debian

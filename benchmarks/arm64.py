@@ -35,7 +35,7 @@ from edgec_runtime.bundle import read_bundle
 
 OWN_CPU = {"arm64": "cortex-a72", "arm64-dotprod": "cortex-a76"}  # target -> its CPU
 MODELS = {
-    **{name: kinds.MODELS[name] for name in ("efficientnet-lite0", "lstm", "ocr")},
+    **{name: kinds.MODELS[name] for name in ("efficientnet-lite0", "lstm", "ocr", "decoder-step")},
     "minilm": functools.partial(kinds.minilm, length=32),  # an emulator takes minutes for 128
 }
 FLOAT = "float32"
@@ -72,7 +72,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for model in asked.only:
             try:
-                given = calibrated(model, asked.calibration)
+                given = MODELS[model](asked.calibration, 1)
             except FixtureMissing as absent:
                 print(f"{model} is left out: {absent}", file=sys.stderr)
                 continue
@@ -84,15 +84,6 @@ def main() -> int:
     for reason in wrong:
         print(reason, file=sys.stderr)
     return int(bool(wrong) or not rows)
-
-
-def calibrated(model: str, calibration: int) -> kinds.Given:
-    """The model with one sample, and data for a static recipe also where x86-64 needs none."""
-    source, calibrate, feeds = MODELS[model](calibration, 1)
-    if calibrate is not None:
-        return source, calibrate, feeds
-    source, _, [first, *rest] = MODELS[model](0, calibration + 1)
-    return source, lambda: iter(rest), [first]
 
 
 def measured(

@@ -87,9 +87,9 @@ def main() -> int:
         "devices": devices,
         "samples": asked.samples,
         "calibration": asked.calibration,
+        "verify_seconds": asked.verify_seconds,
+        "every": asked.every,
     }
-    if asked.every:
-        setting["every"] = True
     rows = kept_rows(asked.rows, setting)
     with tempfile.TemporaryDirectory() as folder:
         for kind in asked.only:
@@ -127,8 +127,9 @@ def main() -> int:
 
 
 def sources_sha256() -> str:
-    """Of every source file of edgec, its passes and targets, and the runtime."""
-    digest = hashlib.sha256()
+    """Of every source file of edgec, its passes and targets, the runtime, and the models here."""
+    digest = hashlib.sha256(pathlib.Path(kinds.__file__).read_bytes())
+    digest.update(pathlib.Path(__file__).read_bytes())
     for package in (edgec, edgec.passes, edgec.targets, edgec_runtime):
         [folder] = package.__path__
         for path in sorted(pathlib.Path(folder).rglob("*")):
@@ -199,7 +200,7 @@ def built_and_run(
             print(f"{kind} for {target} cannot be built: {error}", file=sys.stderr)
             continue
         verdicts = run_on(bundle, devices.of(target, bundle), feeds, against=exported)
-        cost = cost_of(verdicts, report)
+        cost = speed_here(report)
         own = load_target(target).devices
         counts = [v.device for v in verdicts if v.outcome and v.outcome.counts]
         counting = min(counts, key=lambda name: name not in own, default=None)
@@ -219,7 +220,7 @@ def built_and_run(
 
 
 def options_for(
-    target: Target, calibration: Callable[[], Iterator[kinds.Feeds]] | None, samples: Any
+    target: Target, calibration: Callable[[], Iterator[kinds.Feeds]], samples: Any
 ) -> tuple[dict[str, Any], Samples]:
     """What a build takes, and samples to run: those of one shape where shapes are fixed."""
 
@@ -227,13 +228,13 @@ def options_for(
         return [array.shape for array in feeds.values()]
 
     given = list(samples)
-    known = list(calibration()) if calibration is not None else None
+    known = list(calibration())
     if target.static_shapes:
         wanted = shapes(given[0])
         given = [feeds for feeds in given if shapes(feeds) == wanted]
-        known = None if known is None else [f for f in known if shapes(f) == wanted]
+        known = [feeds for feeds in known if shapes(feeds) == wanted]
     options = {
-        "calibration": None if known is None else lambda: iter(known),
+        "calibration": lambda: iter(known),
         "evaluation": lambda: iter(given),
         "verify": False,
         "keep_reference": False,
@@ -247,7 +248,7 @@ def recipe_of(report: Report) -> str:
     return ", ".join(f"{step.name} ({step.changed})" for step in named) or "float32"
 
 
-def cost_of(verdicts: Sequence[OnDevice], report: Report) -> str:
+def speed_here(report: Report) -> str:
     """Latency where this machine is of the target's kind."""
     if report.measured_on is None or not report.measured_on.is_target or not report.speedup:
         return "-"

@@ -26,8 +26,8 @@ import edgec  # noqa: E402
 
 Array = np.ndarray[Any, Any]
 Feeds = Mapping[str, Array]
-# what edgec.build takes, calibration feeds (None where the recipes need none), samples
-Given = tuple[Any, Callable[[], Iterator[Feeds]] | None, list[Feeds]]
+# what edgec.build takes, calibration feeds, samples
+Given = tuple[Any, Callable[[], Iterator[Feeds]], list[Feeds]]
 
 
 def efficientnet(calibration: int, samples: int) -> Given:
@@ -50,13 +50,13 @@ def ocr(calibration: int, samples: int) -> Given:
 
 
 def minilm(calibration: int, samples: int, length: int = 128) -> Given:
-    """Sentence encoder. length: tokens of a sequence."""
+    """Sentence encoder, judged on the first texts. length: tokens of a sequence."""
     import torch
     from fixtures import models, similarity
 
     tokenizer, module = models.minilm()
     names = ("input_ids", "attention_mask", "token_type_ids")
-    texts = sorted(set(similarity.pairs("lee").first))[:samples]
+    texts = sorted(set(similarity.pairs("lee").first))[: samples + calibration]
     tokens = [
         tokenizer(
             [t], padding="max_length", truncation=True, max_length=length, return_tensors="pt"
@@ -74,7 +74,8 @@ def minilm(calibration: int, samples: int, length: int = 128) -> Given:
 
     example = {name: tokens[0][name] for name in names}
     source = edgec.Source(LastHidden().eval(), example_inputs=example, name="minilm")
-    return source, None, [{name: t[name].numpy() for name in names} for t in tokens]
+    feeds: list[Feeds] = [{name: t[name].numpy() for name in names} for t in tokens]
+    return source, lambda: iter(feeds[samples:]), feeds[:samples]
 
 
 def lstm(calibration: int, samples: int) -> Given:
@@ -93,11 +94,11 @@ def lstm(calibration: int, samples: int) -> Given:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     feeds: list[Feeds] = [
-        {"x": rng.standard_normal((100, 1, 128), np.float32)} for _ in range(samples)
+        {"x": rng.standard_normal((100, 1, 128), np.float32)} for _ in range(samples + calibration)
     ]
     example = (torch.from_numpy(feeds[0]["x"]),)
     source = edgec.Source(Recurrent().eval(), example, input_names=("x",), name="lstm")
-    return source, None, feeds
+    return source, lambda: iter(feeds[samples:]), feeds[:samples]
 
 
 def decoder_step(calibration: int, samples: int) -> Given:

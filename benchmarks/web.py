@@ -40,7 +40,6 @@ from edgec.targets import Target, load_profile, load_target
 
 RUNNER = pathlib.Path(__file__).with_name("web.mjs")
 FLOAT = "float32"
-_CALIBRATING = 16  # samples
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def main() -> None:
     for name in asked.only:
         print(f"{name} ...", file=sys.stderr)
         try:
-            given = kinds.MODELS[name](asked.calibration, asked.samples + _CALIBRATING)
+            given = kinds.MODELS[name](asked.calibration, asked.samples)
         except FixtureMissing as absent:
             print(f"{name} is left out: {absent}", file=sys.stderr)
             continue
@@ -115,9 +114,8 @@ def schemes() -> dict[str, Scheme]:
 def measured(
     model: str, given: Given, modules: pathlib.Path, folder: pathlib.Path, repeats: int
 ) -> list[Row]:
-    """float32 and every scheme of one model; its last samples calibrate, without other data."""
-    source, calibration, feeds = given
-    samples, others = feeds[:-_CALIBRATING], feeds[-_CALIBRATING:]
+    """float32 and every scheme of one model."""
+    source, calibration, samples = given
     bundles: dict[str, pathlib.Path] = {}
     exported = folder / "float.reference.onnx"  # an export takes longer than its quantization
     for scheme, way in schemes().items():
@@ -128,7 +126,7 @@ def measured(
             output=bundles[scheme],
             recipe=",".join(filter(None, ("cleanup", "fuse", way.passes, "lower"))),
             settings=way.settings,
-            calibration=calibration or (lambda: iter(others)),
+            calibration=calibration,
             evaluation=lambda: samples,
             verify=False,
             keep_reference=scheme == FLOAT,
