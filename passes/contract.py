@@ -96,6 +96,7 @@ class Context:
     unquantized: the model before the first lossy pass of stage QUANTIZE; None before that.
     work: folder for what a killed build goes on from, and for large intermediate data; it
     need not exist, and is removed in the end. None: nothing is kept.
+    cache: folder for what other builds may use, too; it need not exist. None: nothing is kept.
     workers: the processes that trainings are shared with; None if there are no others.
     """
 
@@ -108,6 +109,7 @@ class Context:
     lock: Mapping[str, Any] = field(default_factory=dict)
     unquantized: ir.Model | None = None
     work: pathlib.Path | None = None
+    cache: pathlib.Path | None = None
     workers: Workers | None = None
     seed: int = 0
     progress: Progress = lambda what, done, total: None

@@ -71,25 +71,12 @@ def open_session(
 
     if outputs is not None:
         model = _with_outputs(model, outputs)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
+    options = _options(settings, threads)
     if profile:
         options.enable_profiling, options.profile_file_prefix = True, profile
-    disabled: list[str] = []
-    providers = ["CPUExecutionProvider"]
-    if settings is not None:
-        available = onnxruntime.get_available_providers()
-        providers = [name for name in settings.providers if name in available] or providers
-        disabled = list(settings.disabled_optimizers)
-        for key, value in settings.config.items():
-            options.add_session_config_entry(key, value)
-        if not settings.prepacking:
-            options.add_session_config_entry("session.disable_prepacking", "1")
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    arguments = {"providers": providers, "disabled_optimizers": disabled}
+    arguments = _arguments(settings)
     try:
         if weights_size_bytes(model) <= _FILES_ABOVE:
             return onnxruntime.InferenceSession(graph_bytes(model), options, **arguments)
@@ -155,6 +142,29 @@ def optimized_graph(model: ir.Model) -> ir.Model:
         return ir.load(made)
 
 
+def compiled_graph(model: ir.Model, *, settings: Session, threads: int = 1) -> ir.Model:
+    """The graph that a session of these settings executes here: kernels, and layouts of weights.
+
+    For small models, whose weights it holds. It runs as it is with ``optimized=False``.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    options = _options(settings, threads)
+    with tempfile.TemporaryDirectory(prefix="edgec-") as folder:
+        made = pathlib.Path(folder) / "made.onnx"
+        options.optimized_model_filepath = str(made)
+        try:
+            onnxruntime.InferenceSession(graph_bytes(model), options, **_arguments(settings))
+        except Exception as error:
+            # onnxruntime's own exceptions (Fail, InvalidGraph, ...) derive from Exception alone
+            if isinstance(error, RuntimeError) or type(error).__module__.startswith("onnxruntime"):
+                reason = _one_line(error)
+                raise PassError(f"ONNX Runtime cannot load the model: {reason}") from error
+            raise
+        return ir.load(made)
+
+
 def run_values(
     model: ir.Model, names: Sequence[str], samples: Iterable[Feeds], *, optimized: bool = False
 ) -> Iterable[dict[str, np.ndarray[Any, Any]]]:
@@ -162,6 +172,32 @@ def run_values(
     session = open_session(model, outputs=names, optimized=optimized)
     for feeds in samples:
         yield dict(zip(names, run_feeds(session, feeds), strict=True))
+
+
+def _options(settings: Session | None, threads: int) -> onnxruntime.SessionOptions:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    if settings is not None:
+        for key, value in settings.config.items():
+            options.add_session_config_entry(key, value)
+        if not settings.prepacking:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+    return options
+
+
+def _arguments(settings: Session | None) -> dict[str, Any]:
+    import onnxruntime
+
+    available = onnxruntime.get_available_providers()
+    wanted = () if settings is None else settings.providers
+    return {
+        "providers": [name for name in wanted if name in available] or ["CPUExecutionProvider"],
+        "disabled_optimizers": [] if settings is None else list(settings.disabled_optimizers),
+    }
 
 
 def _with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
@@ -190,6 +226,7 @@ def _one_line(error: BaseException) -> str:
 
 
 __all__ = [
+    "compiled_graph",
     "graph_bytes",
     "open_session",
     "optimized_graph",

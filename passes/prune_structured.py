@@ -13,11 +13,10 @@ later one with a larger ratio goes on. The weights are left as they are; ``recov
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
-import numpy as np
 import onnx_ir as ir
 
 from edgec.passes.contract import Context, PassError, Result, Skip, Stage
@@ -25,11 +24,13 @@ from edgec.passes.dimension_groups import Group, Kind, coupled_groups
 from edgec.passes.importance import FromWeights, Scores, unit_importance
 from edgec.passes.importance_measured import Measured, measured_importance
 from edgec.passes.progressive import check_rounds
+from edgec.passes.pruned_latency import Costs, Prediction, held_to_account, predict
 from edgec.passes.removal import Cut, remove
+from edgec.passes.unit_ranking import Ranked, across, structure
 from edgec.passes.weights import Refused, check_skip
 from edgec_runtime.errors import suggestion
 
-Ranking = Literal["local", "global"]
+Ranking = Literal["local", "global", "isomorphic", "latency"]
 Importance = Literal[FromWeights, Measured]
 
 OUTCOMES = "--min-speedup, --max-latency-ms, --max-size-mb or --max-drop"
@@ -44,13 +45,20 @@ class PruneStructured:
     lossless: ClassVar[bool] = False
     version: ClassVar[int] = 1
 
-    ratio: float = 0.0  # share of the reference's units that goes; 0: as the promises demand
-    ranking: Ranking = "local"  # global: units of one kind compete across layers
+    # share of the reference's units that goes, of its latency where that ranks; 0: as the
+    # promises demand
+    ratio: float = 0.0
+    # who competes. local: units of one group; global: of one kind; isomorphic: of groups of the
+    # same structure; latency: all, by importance lost for each millisecond saved
+    ranking: Ranking = "local"
     # from weights: l1, l2, geometric-median, bn-scale (without fuse); from data: taylor, wanda
     importance: Importance = "l1"
     kinds: tuple[str, ...] = ("channel", "head", "hidden")  # units that may go
     round_to: int = 0  # widths stay multiples of it, and no less; 0: as the target says
-    max_ratio: float = 0.8  # of one group, where the ranking is global
+    max_ratio: float = 0.8  # of one group, where the ranking is not local
+    # form in which ranking = latency times layers: float32, int8 (what quantize-static makes of
+    # them); auto: int8 for convolutions where there is calibration data and the target quantizes
+    costs: Costs = "auto"
     mixed: bool = False  # also cut what a norm takes its mean over: the units left change, too
     skip: tuple[str, ...] = ()  # names of nodes whose outputs stay
     rounds: int = 1  # of this pass and the training behind it, the ratio rising
@@ -59,8 +67,8 @@ class PruneStructured:
         """Raise PassError for parameters out of range."""
         if not 0.0 <= self.ratio < 1.0:
             raise PassError(
-                f"prune-structured: ratio is {self.ratio}, expected a share below 1 (0.25 removes a "
-                "quarter of the units), or 0 for as many as the promises demand"
+                f"prune-structured: ratio is {self.ratio}, expected a share below 1 (0.25 removes "
+                "a quarter of the units), or 0 for as many as the promises demand"
             )
         if not 0.0 < self.max_ratio < 1.0:
             raise PassError(
@@ -74,6 +82,7 @@ class PruneStructured:
             ("ranking", (self.ranking,), Ranking),
             ("importance", (self.importance,), Importance),
             ("kinds", self.kinds, Kind),
+            ("costs", (self.costs,), Costs),
         )
         for field, given, known in choices:
             for word in given:
@@ -91,24 +100,35 @@ class PruneStructured:
         check_skip(self.name, self.skip, list(model.graph.all_nodes()))
         groups = coupled_groups(model)
         skipped = list(groups.skipped)
+        prediction = None
         if context.lock:
             cuts = replayed(context.lock, groups.found)
         else:
-            cuts = self._chosen(model, groups.found, context, skipped)
-        before, units = _weights(model), sum(group.units for group in groups.found)
+            ranked = list(self._ranked(model, groups.found, context, skipped))
+            if self.ranking == "latency":
+                prediction = self._predicted(ranked, groups.found, model, context)
+            kept = self._kept(ranked, model) if prediction is None else prediction.chosen.kept
+            cuts = [item.cut(kept[item]) for item in ranked if kept[item] < item.group.units]
+            idle = frozenset[Ranked]() if prediction is None else prediction.chosen.idle
+            skipped += [self._left(item, idle) for item in ranked if kept[item] == item.dense]
+        dense = model.clone()
+        units = sum(group.units for group in groups.found)
         decisions = plan(cuts)
         changed = remove(model, cuts)
-        finding = _finding(before, _weights(model), cuts, units)
+        findings = [_finding(_weights(dense), _weights(model), cuts, units)] if changed else []
+        if prediction is not None:
+            findings += prediction.findings
+            if changed:
+                findings.append(held_to_account(prediction, dense, model, context))
         touched = _touched(model, cuts)
-        findings = (finding,) if changed else ()
-        return Result(model, changed, tuple(skipped), touched, decisions, findings)
+        return Result(model, changed, tuple(skipped), touched, decisions, tuple(findings))
 
-    def _chosen(
+    def _ranked(
         self, model: ir.Model, groups: Sequence[Group], context: Context, skipped: list[Skip]
-    ) -> list[Cut]:
+    ) -> Iterator[Ranked]:
+        """The groups that may be cut, with the importance of their units."""
         weights = _initializers(model)
         dense = _sizes(context.reference)
-        ranked = []
         allowed = []
         for group in groups:
             try:
@@ -121,19 +141,45 @@ class PruneStructured:
                 skipped.append(Skip(group.name, scores))
                 continue
             step = self._step(group, context.target.channel_multiple)
-            ranked.append(_Ranked(group, scores, step, _dense_units(group, weights, dense)))
+            yield Ranked(group, scores, step, _dense_units(group, weights, dense))
+
+    def _kept(self, ranked: Sequence[Ranked], model: ir.Model) -> Mapping[Ranked, int]:
+        """How many units each group keeps."""
         if self.ranking == "local":
-            kept = {item: item.kept(self.ratio) for item in ranked}
-        else:
-            kept = {}
-            for kind in get_args(Kind):
-                alike = [item for item in ranked if item.group.kind == kind]
-                kept.update(_across(alike, self.ratio, self.max_ratio))
+            return {item: item.kept(self.ratio) for item in ranked}
+        rivals: dict[object, list[Ranked]] = {}
         for item in ranked:
-            if kept[item] == item.dense:
-                reason = f"its {item.dense} units stay: they go {item.step} at a time"
-                skipped.append(Skip(item.group.name, reason))
-        return [item.cut(kept[item]) for item in ranked if kept[item] < item.group.units]
+            isomorphic = self.ranking == "isomorphic"
+            alike = structure(item.group, model) if isomorphic else item.group.kind
+            rivals.setdefault(alike, []).append(item)
+        kept: dict[Ranked, int] = {}
+        for items in rivals.values():
+            kept |= across(items, self.ratio, self.max_ratio)
+        return kept
+
+    def _predicted(
+        self, ranked: Sequence[Ranked], groups: Sequence[Group], model: ir.Model, context: Context
+    ) -> Prediction:
+        return predict(
+            ranked,
+            groups,
+            model,
+            context,
+            self.costs,
+            ratio=self.ratio,
+            max_ratio=self.max_ratio,
+        )
+
+    def _left(self, item: Ranked, idle: Collection[Ranked]) -> Skip:
+        """Why a group has all the units that it ever had."""
+        reason = f"its {item.dense} units stay: "
+        if self.ranking != "latency":
+            reason += f"they go {item.step} at a time"
+        elif item in idle:
+            reason += "without some of them the model takes as long"
+        else:
+            reason += "others save more time for what they matter, or they are too few"
+        return Skip(item.group.name, reason)
 
     def _scores(
         self, groups: Sequence[Group], model: ir.Model, context: Context
@@ -168,53 +214,6 @@ class PruneStructured:
         width = max(widths) if group.kind == "head" else min(widths)
         multiple = self.round_to or multiple
         return multiple // math.gcd(multiple, width)
-
-
-@dataclass(frozen=True, eq=False)
-class _Ranked:
-    """A group, its units' importance [units], the step and the units that the reference has."""
-
-    group: Group
-    scores: Scores
-    step: int
-    dense: int
-
-    def kept(self, ratio: float) -> int:
-        """The number of units nearest to what the ratio leaves: a multiple of the step."""
-        wanted = self.dense * (1 - ratio)
-        rounded = max(1, math.floor(wanted / self.step + 0.5)) * self.step
-        return min(rounded, self.group.units)
-
-    def cut(self, kept: int) -> Cut:
-        """Keep so many units, those that matter most; among equals the first."""
-        order = np.argsort(-self.scores, kind="stable")
-        return Cut(self.group, tuple(sorted(int(unit) for unit in order[kept:])))
-
-
-def _across(items: Sequence[_Ranked], ratio: float, max_ratio: float) -> dict[_Ranked, int]:
-    """How many units each group keeps if those that matter least in all of them go.
-
-    Scores are divided by their mean in the group, since weights of layers differ in scale.
-    """
-    left = {item: item.group.units for item in items}
-    costs = {item: np.sort(item.scores / max(item.scores.mean(), 1e-30)) for item in items}
-    dense = sum(item.dense for item in items)
-    budget = math.floor(ratio * dense) - (dense - sum(left.values()))
-    while True:
-        steps = []
-        for position, item in enumerate(items):
-            size = left[item] % item.step or item.step
-            remaining = left[item] - size
-            least = max(item.step, math.ceil(item.dense * (1 - max_ratio)))
-            if remaining >= least and size <= budget:
-                gone = item.group.units - left[item]
-                cost = float(costs[item][gone : gone + size].mean())
-                steps.append((cost, position, size))
-        if not steps:
-            return left
-        _, position, size = min(steps)
-        left[items[position]] -= size
-        budget -= size
 
 
 def plan(cuts: Sequence[Cut]) -> dict[str, Any]:
