@@ -11,11 +11,24 @@ from edgec import recipe as recipes
 from edgec.bench import Timing, speedup_of
 from edgec.evaluate import Judgement
 from edgec.export import Exported
+from edgec.hunt import Found
 from edgec.inputs import Inputs
 from edgec.machine import absent_providers
-from edgec.report import Layer, Measurement, Parity, Report, Robustness, Side, Skipped, Slices
+from edgec.passes import PruneStructured
+from edgec.pipeline import Step
+from edgec.report import (
+    Layer,
+    Measurement,
+    Parity,
+    PrunedGroup,
+    PruningPlan,
+    Report,
+    Robustness,
+    Side,
+    Skipped,
+    Slices,
+)
 from edgec.report import Step as StepReport
-from edgec.search import Found
 from edgec.source import Source
 from edgec.targets import Target
 
@@ -79,6 +92,7 @@ def report_of(
                 size_bytes=step.size_bytes,
                 sqnr_db=step.sqnr_db,
                 findings=step.result.findings,
+                plan=_plan(step),
             )
             for step in found.steps
         ),
@@ -94,6 +108,19 @@ def report_of(
         + found.findings
         + _stand_in(target)
         + _not_judged(judgement.slices, robustness),
+    )
+
+
+def _plan(step: Step) -> PruningPlan | None:
+    """What a step that prunes units has cut."""
+    if not isinstance(step.pass_, PruneStructured):
+        return None
+    groups = step.result.decisions["groups"]
+    return PruningPlan(
+        tuple(
+            PrunedGroup(group["name"], group["kind"], group["units"], tuple(group["kept"]))
+            for group in groups
+        )
     )
 
 

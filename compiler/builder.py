@@ -9,7 +9,7 @@ import functools
 import os
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,21 +22,25 @@ from edgec.devices.after_build import devices_to_verify_on, verify_built
 from edgec.emit import check_model, emit, lay_out, make_manifest, save_reference
 from edgec.export import Exported, check_parity, export
 from edgec.golden import make_golden, restore_golden
+from edgec.hunt import Found
 from edgec.inputs import Inputs, open_inputs
 from edgec.journal import Journal, journal_key
 from edgec.judging import judge_bundle, judge_robustness, settle, time_all
 from edgec.lock import Lock, check_lock, read_lock
 from edgec.metrics import load_metric
-from edgec.outputs import Places, file_digest, plan, staging
+from edgec.outputs import Places, file_digest, staging
+from edgec.outputs import plan as places_of
 from edgec.passes import Context, Pass, Recover
 from edgec.passes.workers import Workers
 from edgec.pipeline import layer_noise, run_passes
 from edgec.promise import Limits, judge
+from edgec.pruning_plan import check_plan, read_plan
 from edgec.report import Report
 from edgec.report_html import render_html
 from edgec.rounds import in_rounds
 from edgec.scrutiny import Scrutiny, check_asked
-from edgec.search import Found, search
+from edgec.search import search
+from edgec.search_ratio import check_demand
 from edgec.source import Data, Source, load_source
 from edgec.targets import Target, load_target
 from edgec.trial import Judge
@@ -59,6 +63,7 @@ def build(
     limits: Limits | None = None,
     scrutiny: Scrutiny | None = None,
     lock: str | pathlib.Path | None = None,
+    plan: str | pathlib.Path | None = None,
     threads: int = 1,
     seed: int = 0,
     version: int = 1,
@@ -76,13 +81,14 @@ def build(
     in place of those of the source. recipe: a TOML file, pass names, or None for the
     target's own. settings: ``PASS.PARAMETER=VALUE``. scrutiny: what to judge besides the mean,
     and to hold ``limits`` against. lock: decisions to replay, with their
-    recipe, seed and version.
+    recipe, seed and version. plan: a lock file or report of an earlier build of the same
+    architecture, or a plan alone: what prune-structured is to cut, whatever the weights are.
     threads: of the latency measurement. version: release counter in the manifest.
-    search_minutes: time after which no further recipe or choice of float layers is tried for
-    the limits; the best so far is built. verify: run the bundle on the target's devices;
-    None: on those that are installed. verify_seconds: per device; the golden sample and one
-    more are run in any case, others only while it is likely to suffice. workers: the processes
-    that trainings are shared with.
+    search_minutes: time after which no further recipe, choice of float layers or share of
+    units is tried for the limits; the best so far is built. verify: run the bundle on the
+    target's devices; None: on those that are installed. verify_seconds: per device; the golden
+    sample and one more are run in any case, others only while it is likely to suffice.
+    workers: the processes that trainings are shared with.
 
     Returns the report; ``report.kept`` is False if a promise is broken. Raises EdgecError,
     and leaves nothing behind, if the bundle cannot be built.
@@ -96,12 +102,20 @@ def build(
         check_lock(locked, pathlib.Path(str(lock)), target=device.name)
         seed, version = locked.seed, locked.version
     # mistakes are told before the minutes of an export
-    if recipe is not None:
-        in_rounds(recipes.with_settings(recipes.load_recipe(recipe), settings))
+    demanded = limits or Limits()
+    given_plan = read_plan(pathlib.Path(plan)) if plan is not None else None
     recipes.check_settings(settings)
+    named: tuple[Pass, ...] = ()  # none for the target's own recipes
+    if recipe is not None:
+        named = recipes.with_settings(recipes.load_recipe(recipe), settings)
+    in_rounds(named)
+    if plan is not None:
+        check_plan(named, pathlib.Path(plan), lock)
+    elif locked is None:
+        check_demand(named, demanded, held_out=given.calibration is not None)
     asked = scrutiny or Scrutiny()
-    check_asked(asked, limits or Limits())
-    places = plan(pathlib.Path(output), given.name, device.name)
+    check_asked(asked, demanded)
+    places = places_of(pathlib.Path(output), given.name, device.name)
     to_verify_on, not_verified = devices_to_verify_on(device, verify)
 
     progress("export", 0, 1)
@@ -143,7 +157,6 @@ def build(
         )
         found = Found(passes, run_passes(passes, context, checks, locked.steps, announce), ())
     else:
-        demanded = limits or Limits()
         candidates = _candidates(recipe, settings, exported, inputs, device)
         held_against = Judge(
             reference=exported.model,
@@ -156,7 +169,7 @@ def build(
         )
         journal = Journal(
             places.bundle.with_name(f".{places.bundle.stem}.search.json"),
-            _journal_key(reference_digest, candidates, held_against, seed),
+            _journal_key(reference_digest, candidates, held_against, given_plan, seed),
         )
         with journal:
             found = search(
@@ -167,6 +180,7 @@ def build(
                 journal=journal,
                 seconds=60.0 * search_minutes,
                 announce=announce,
+                plan=given_plan,
             )
     steps, recipe_text = found.steps, recipes.to_toml(found.recipe)
     final = steps[-1].model if steps else exported.model
@@ -225,7 +239,7 @@ def build(
             bundle_path=str(places.bundle),
             bundle_sha256=file_digest(file),
             promises=judge(
-                limits or Limits(),
+                demanded,
                 size_bytes=size_bytes,
                 metric=judgement.metric,
                 agreement=judgement.agreement,
@@ -297,6 +311,7 @@ def _journal_key(
     reference_digest: str,
     candidates: Sequence[tuple[Pass, ...]],
     asked: Judge,
+    pruning: Mapping[str, Any] | None,
     seed: int,
 ) -> str:
     """What the outcomes of a search depend on."""
@@ -306,7 +321,7 @@ def _journal_key(
     files = {p.teacher for c in candidates for p in c if isinstance(p, Recover) and p.teacher}
     texts += [file_digest(pathlib.Path(file)) for file in sorted(files) if os.path.isfile(file)]
     metric = None if asked.metric is None else asked.metric.name
-    demands = (asked.target, asked.limits, metric, asked.declared, asked.threads)
+    demands = (asked.target, asked.limits, metric, asked.declared, asked.threads, pruning)
     return journal_key(edgec.__version__, reference_digest, texts, *demands, data, seed)
 
 

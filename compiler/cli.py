@@ -23,6 +23,7 @@ from edgec.cli_console import (
     json_option,
     progress_bar,
     scrutiny_options,
+    seed_option,
     speed_options,
 )
 from edgec.cli_devices import devices, mobile, verify
@@ -103,6 +104,12 @@ def main(traceback: bool) -> None:
 @speed_options
 @click.option("--lock", type=click.Path(path_type=pathlib.Path), help="Replay a lock file.")
 @click.option(
+    "--plan",
+    type=click.Path(path_type=pathlib.Path),
+    metavar="FILE",
+    help="Prune what the build of this lock file or report.json pruned, whatever the weights are.",
+)
+@click.option(
     "--config",
     type=click.Path(path_type=pathlib.Path),
     help="Project file.  [default: edgec.toml, if there is no SOURCE]",
@@ -114,13 +121,7 @@ def main(traceback: bool) -> None:
     show_default=True,
     help="Threads of the latency measurement.",
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**32 - 1),
-    default=0,
-    show_default=True,
-    help="Of every random choice.",
-)
+@seed_option
 @click.option(
     "--release",
     type=click.IntRange(1),
@@ -133,7 +134,7 @@ def main(traceback: bool) -> None:
     type=click.FloatRange(0, 10_000),
     default=10.0,
     show_default=True,
-    help="Time to look for a recipe and float layers that keep the promises.",
+    help="Time to look for a recipe, float layers and a pruning that keep the promises.",
 )
 @click.option(
     "--reference/--no-reference",

@@ -12,6 +12,7 @@
     ├── RecipeError               an unknown pass or parameter, or a wrong order
     ├── DataError                 calibration or evaluation data: missing, empty, NaN, shape
     ├── LockError                 the lock file belongs to another model, recipe or target
+    ├── PlanError                 a pruning plan cannot be read, or has nothing to be applied to
     ├── OutputError               where the result should be written
     └── DeviceError               a device cannot be installed or reached, or fails a run
         └── DeviceMissingError    what the device needs has not been installed
@@ -43,6 +44,7 @@ __all__ = [
     "LockError",
     "OutputError",
     "PassError",
+    "PlanError",
     "RecipeError",
     "SourceError",
     "TargetError",
@@ -69,6 +71,10 @@ class DataError(EdgecError):
 
 class LockError(EdgecError):
     """A lock file was made for another model, recipe or target."""
+
+
+class PlanError(EdgecError):
+    """A pruning plan cannot be read, or the recipe has no pass to apply it."""
 
 
 class OutputError(EdgecError):

@@ -52,6 +52,7 @@ class Job:
     recipe: str | None = None
     settings: tuple[str, ...] = ()
     lock: pathlib.Path | None = None
+    plan: pathlib.Path | None = None
     threads: int = 1
     seed: int = 0
     version: int = 1
@@ -78,6 +79,7 @@ class Job:
             limits=self.limits,
             scrutiny=self.scrutiny,
             lock=self.lock,
+            plan=self.plan,
             threads=self.threads,
             seed=self.seed,
             version=self.version,
@@ -150,6 +152,7 @@ def jobs_from_options(source: str | None, options: Mapping[str, Any]) -> tuple[J
             recipe=options["recipe"] or project.recipe,
             settings=tuple(options["settings"]),
             lock=options["lock"],
+            plan=options["plan"],
             threads=options["threads"],
             seed=options["seed"],
             version=options["release"],

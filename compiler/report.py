@@ -176,11 +176,32 @@ class Parity:
 
 
 @dataclass(frozen=True)
+class PrunedGroup:
+    """Units that can only be cut together, and the numbers of those that were kept.
+
+    name: of the node that makes the units first. kind: channel, head or hidden.
+    """
+
+    name: str
+    kind: str
+    units: int
+    kept: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """What a step cut; its JSON data is what ``edgec build --plan`` applies again."""
+
+    groups: tuple[PrunedGroup, ...]
+
+
+@dataclass(frozen=True)
 class Step:
     """One pass of the recipe.
 
     changed: places changed. size_bytes, latency_ms: of the model after the step.
-    sqnr_db: of the model's outputs against the reference after the step.
+    sqnr_db: of the model's outputs against the reference after the step. plan: of a pass that
+    cut units, None of others.
     """
 
     name: str
@@ -192,6 +213,7 @@ class Step:
     sqnr_db: float | None = None
     latency_ms: float | None = None
     findings: tuple[str, ...] = ()
+    plan: PruningPlan | None = None
 
 
 @dataclass(frozen=True)
@@ -234,7 +256,8 @@ class Trial:
     sqnr_db are None where no data was held out. speedup, latency_ms: None on a machine that is
     not of the target's kind. reasons: the promises that it breaks, in words; empty if it keeps
     them all. ratio: share of the units that was pruned; None where nothing was to be pruned.
-    untrained: passes that train were left out, so speed and size alone were judged.
+    untrained: passes that train were left out, so speed and size alone were judged. size_bytes:
+    of the bundle without its golden sample.
     """
 
     recipe: tuple[str, ...]

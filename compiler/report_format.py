@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from edgec.report import Coverage, Layer, Measurement, Promise, Report, Step
+from edgec.report import Coverage, Layer, Measurement, Promise, Report, Step, Trial
 
 NOT_MEASURED = "not measured"
 LOW_SQNR_DB = 10.0  # below it the noise has more than a tenth of the signal's power
@@ -256,19 +256,30 @@ def kernel_rows(found: Coverage, amount: int) -> Rows:
 
 def trial_rows(report: Report) -> Rows:
     """Head and rows of the recipes that the search tried, in order."""
+    pruned = any(trial.ratio is not None for trial in report.trials)
     rows: list[tuple[str, ...]] = [
         (
             _told_apart(trial.recipe),
+            *([] if not pruned else [number(trial.ratio) if trial.ratio else ""]),
             str(trial.kept_float),
             size(trial.size_bytes),
             times(trial.speedup) if is_measured(trial.speedup) else NOT_MEASURED,
             number(trial.drop) if is_measured(trial.drop) else NOT_MEASURED,
             decibels(trial.sqnr_db) if is_measured(trial.sqnr_db) else NOT_MEASURED,
-            "; ".join((*(("chosen",) if trial.chosen else ()), *trial.reasons)),
+            _outcome(trial),
         )
         for trial in report.trials
     ]
-    return ("tried", "kept float", "size", "speed", "held-out drop", "SQNR", "outcome"), rows
+    share = ("pruned share",) if pruned else ()
+    columns = ("kept float", "size", "speed", "held-out drop", "SQNR", "outcome")
+    return ("tried", *share, *columns), rows
+
+
+def _outcome(trial: Trial) -> str:
+    """What became of a trial: chosen or not, and the promises that it breaks."""
+    words = ["chosen"] if trial.chosen else []
+    words += ["size and speed alone"] if trial.untrained else []
+    return "; ".join([*words, *trial.reasons])
 
 
 def _told_apart(recipe: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from edgec import report_judgement as judged
 from edgec import report_markup as html
 from edgec.report import Layer, Promise, Report, Step
 from edgec.report_charts import layers_svg, steps_svg
+from edgec.report_pruning import pruning_section
 from edgec.report_style import STYLE
 
 _MOST_KERNELS = 12  # operators in the table of kernels
@@ -36,6 +37,7 @@ def render_html(report: Report) -> str:
         _confidence(report),
         _trials(report),
         _steps(report),
+        pruning_section(report),
         _kernels(report),
         _layers(report),
         _skipped(report),
@@ -268,6 +270,8 @@ def _trials(report: Report) -> str:
         return ""
     columns, rows = words.trial_rows(report)
     note = "Judged on held-out calibration data; the first that keeps every promise is taken."
+    if any(trial.untrained for trial in report.trials):
+        note += " How much to prune was found by size and speed, then tried in full."
     return html.section("What the search tried", note, _plain_table(columns, rows))
 
 

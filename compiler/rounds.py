@@ -45,6 +45,15 @@ def in_rounds(passes: Sequence[Pass]) -> tuple[Pass, ...]:
     return tuple(steps)
 
 
+def without_training(passes: Sequence[Pass]) -> tuple[Pass, ...]:
+    """What a recipe does to the shapes: its trainings left out, each pruning in one round."""
+    return tuple(
+        replace(p, rounds=1) if isinstance(p, (PruneMagnitude, PruneStructured)) else p
+        for p in passes
+        if p.stage is not Stage.TRAIN
+    )
+
+
 def _of_round(pass_: PruneMagnitude | PruneStructured, number: int) -> Pass:
     """What a pruning does in one of its rounds. number: 1 for the first."""
     if isinstance(pass_, PruneMagnitude):

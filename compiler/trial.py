@@ -82,7 +82,7 @@ class Judge:
     def size_and_speed(self, recipe: Sequence[str], steps: Sequence[Step]) -> Trial:
         """A trial without a look at the outputs: what training leaves as it is."""
         model = steps[-1].model if steps else self.reference
-        limits = self.limits
+        limits, size_bytes = self.limits, bundle_size_bytes(model)
         reasons = []
         found = self._speed(model)
         if found is not None:
@@ -92,12 +92,12 @@ class Judge:
                 reasons.append(f"below {limits.min_speedup}x")
             if limits.max_latency_ms is not None and found.latency_ms > limits.max_latency_ms:
                 reasons.append(f"above {limits.max_latency_ms} ms")
-        if limits.max_size_mb is not None and bundle_size_bytes(model) > limits.max_size_mb * 1e6:
+        if limits.max_size_mb is not None and size_bytes > limits.max_size_mb * 1e6:
             reasons.append(f"bundle above {limits.max_size_mb} MB")
         return Trial(
             recipe=tuple(recipe),
             kept_float=0,
-            size_bytes=steps[-1].size_bytes if steps else 0,
+            size_bytes=size_bytes,
             speedup=None if found is None else round(found.speedup.ratio, 3),
             latency_ms=None if found is None else round(found.latency_ms, 4),
             drop=None,

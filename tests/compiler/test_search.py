@@ -18,13 +18,14 @@ import edgec
 from edgec import trial
 from edgec.bench import Timing
 from edgec.errors import EdgecError
+from edgec.hunt import Found
 from edgec.journal import Journal
 from edgec.passes import Context
 from edgec.pipeline import Step
 from edgec.promise import Limits
 from edgec.recipe import load_recipe
 from edgec.report import Trial
-from edgec.search import Found, _integer_sources, search
+from edgec.search import _integer_sources, search
 from edgec.targets import load_target
 
 STATIC = load_recipe("quantize-static")

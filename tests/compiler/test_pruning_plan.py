@@ -1,0 +1,236 @@
+"""What one build pruned, cut again in another: from its lock file, its report, or a plan alone."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import graphs
+import onnx_ir as ir
+import pytest
+import small_models
+import torch
+from made_up_report import HOSTILE, full_report
+from torch import nn
+
+import edgec
+from edgec.errors import EdgecError, LockError, PassError, PlanError
+from edgec.journal import Journal
+from edgec.passes import PruneStructured
+from edgec.passes.execution import graph_bytes
+from edgec.pipeline import run_passes
+from edgec.promise import Limits
+from edgec.pruning_plan import as_decisions, read_plan
+from edgec.recipe import load_recipe
+from edgec.report import PrunedGroup, PruningPlan, Trial
+from edgec.report_format import trial_rows
+from edgec.report_html import render_html
+from edgec.search import search
+
+RECIPE = "cleanup,fuse,prune-structured"
+OPTIONS: dict[str, Any] = {"target": "x86-64", "verify": False, "keep_reference": True}
+
+
+def source(module: nn.Module) -> edgec.Source:
+    return edgec.Source(module, (small_models.image(),), input_names=("image",), name="cnn")
+
+
+def retrained() -> nn.Module:
+    """The same architecture with other weights, whose units matter in another order."""
+    module = small_models.cnn()
+    generator = torch.Generator().manual_seed(77)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 5)
+    return module
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A build whose plan the tests apply: a quarter of the units, in steps of 4."""
+    folder = tmp_path_factory.mktemp("earlier")
+    settings = ("prune-structured.ratio=0.25", "prune-structured.round_to=4")
+    edgec.build(
+        source(small_models.cnn()), output=folder, recipe=RECIPE, settings=settings, **OPTIONS
+    )
+    return folder
+
+
+def files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Lock file, report and bare plan of a build."""
+    (lock,) = folder.glob("*.lock.json")
+    steps = json.loads((folder / "report.json").read_text())["steps"]
+    bare = folder / "plan.json"
+    bare.write_text(json.dumps(steps[2]["plan"]))
+    return [lock, folder / "report.json", bare]
+
+
+def kept(folder: pathlib.Path) -> dict[str, list[int]]:
+    steps = json.loads((folder / "report.json").read_text())["steps"]
+    return {group["name"]: group["kept"] for group in steps[2]["plan"]["groups"]}
+
+
+def test_lock_report_and_bare_plan_say_the_same(earlier: pathlib.Path) -> None:
+    lock, report, bare = map(read_plan, files(earlier))
+    assert lock == report == bare
+    assert [(g["units"], len(g["kept"])) for g in lock["groups"]] == [(16, 12), (32, 24)]
+    page = (earlier / "report.html").read_text()
+    assert "What was pruned" in page and "--plan report.json" in page
+
+
+def test_a_search_is_over_where_a_plan_says_what_goes(tmp_path: pathlib.Path) -> None:
+    """No share is looked for, not even with a promise; other weights are cut alike."""
+    model, feeds = graphs.cnn()
+    context = graphs.context(model)
+    (step,) = run_passes((PruneStructured(ratio=0.5),), context, [feeds])
+    plan = dict(step.result.decisions)
+    for value in model.graph.initializers.values():
+        array = value.const_value.numpy()  # type: ignore[union-attr]
+        if array.ndim > 1:
+            value.const_value = ir.tensor(graphs.weight(*array.shape, seed=77))
+    judge: Any = SimpleNamespace(limits=Limits(min_speedup=99.0))
+    found = search(
+        [(PruneStructured(),)],
+        graphs.context(model),
+        [feeds],
+        judge,
+        journal=Journal(None, "key"),
+        seconds=9.0,
+        plan=plan,
+    )
+    assert found.steps[0].result.decisions == plan and not found.trials
+    own = PruneStructured(ratio=0.5).run(model.clone(), graphs.context(model))
+    assert own.decisions != plan
+
+
+@pytest.mark.slow
+def test_a_retrained_model_is_cut_in_the_same_places(
+    earlier: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    model = source(retrained())
+    own = ("prune-structured.ratio=0.25", "prune-structured.round_to=4")
+    edgec.build(model, output=tmp_path / "own", recipe=RECIPE, settings=own, **OPTIONS)
+    assert kept(tmp_path / "own") != kept(earlier)
+    # no ratio and no promise: the plan says how much
+    plan = files(earlier)[0]
+    report = edgec.build(model, output=tmp_path / "new", recipe=RECIPE, plan=plan, **OPTIONS)
+    assert kept(tmp_path / "new") == kept(earlier)
+    assert report.size_bytes == pytest.approx((earlier / "cnn.x86-64.edgec").stat().st_size, abs=99)
+    # and its own lock repeats it
+    (lock,) = (tmp_path / "new").glob("*.lock.json")
+    again = edgec.build(model, output=tmp_path / "again", lock=lock, **OPTIONS)
+    assert again.bundle_sha256 == report.bundle_sha256
+
+
+def test_the_plan_of_rounds_is_one_cut(tmp_path: pathlib.Path) -> None:
+    """The second round counts the units that the first one left."""
+    model, feeds = graphs.cnn()
+    context = graphs.context(model)
+    rounds = (PruneStructured(ratio=0.25), PruneStructured(ratio=0.5, importance="l2"))
+    steps = run_passes(rounds, context, [feeds])
+    plans = [dict(step.result.decisions) for step in steps]
+    assert [plan["groups"][0]["units"] for plan in plans] == [32, 24]
+    path = tmp_path / "report.json"
+    entries = [{"name": "prune-structured", "plan": plan} for plan in plans]
+    path.write_text(json.dumps({"steps": entries}))
+    whole = read_plan(path)
+    assert whole["groups"][0]["units"] == 32 and len(whole["groups"][0]["kept"]) == 16
+    (step,) = run_passes((PruneStructured(),), context, [feeds], [whole])
+    assert graph_bytes(step.model) == graph_bytes(steps[-1].model)
+    entries[1]["plan"]["groups"][0]["units"] = 23
+    path.write_text(json.dumps({"steps": entries}))
+    with pytest.raises(PlanError, match="damaged: group 'conv1' has 23 units where 24 were kept"):
+        read_plan(path)
+
+
+def test_the_page_tells_what_is_left_of_each_group_and_folds_long_lists() -> None:
+    def page(amount: int) -> str:
+        groups = [PrunedGroup(HOSTILE, "channel", 64, (0, 2, 5)) for _ in range(amount)]
+        report = full_report()
+        step = replace(report.steps[0], plan=PruningPlan(tuple(groups)))
+        text = render_html(replace(report, steps=(step, *report.steps[1:])))
+        return text[text.index("What was pruned") :].partition("</section>")[0]
+
+    short, long = page(12), page(13)
+    assert "<details>" not in short and "<summary>13 groups</summary>" in long
+    assert ">64<" in short and ">3<" in short and "<script>alert" not in short
+    assert "What was pruned" not in render_html(full_report())
+
+
+def test_trials_of_shares_show_them() -> None:
+    trial = Trial(("prune-structured",), 0, 9_000, 1.5, None, ratio=0.125, untrained=True)
+    report = replace(full_report(), trials=(trial, replace(trial, ratio=None, chosen=True)))
+    columns, rows = trial_rows(report)
+    share, outcome = columns.index("pruned share"), columns.index("outcome")
+    assert [(row[share], row[outcome]) for row in rows] == [
+        ("0.125", "size and speed alone"),
+        ("", "chosen; size and speed alone"),
+    ]
+    given = replace(report, trials=(replace(trial, ratio=None),))
+    assert "pruned share" not in trial_rows(given)[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        (None, PlanError, "plan.json: No such file"),
+        ("{", PlanError, "plan.json: not JSON"),
+        ("[1]", PlanError, "expected the lock file or report.json"),
+        ('{"target": "x"}', PlanError, "expected the lock file or report.json"),
+        ('{"steps": []}', PlanError, "did not prune by prune-structured"),
+        ('{"steps": [{"name": "fuse", "plan": null}, 7]}', PlanError, "did not prune by"),
+        ('{"lock_version": 1}', LockError, "changed by hand"),
+        ('{"groups": 7}', PlanError, "damaged"),
+        ('{"groups": [{"kept": []}]}', PlanError, "damaged"),
+    ],
+)
+def test_what_holds_no_plan_is_refused(
+    tmp_path: pathlib.Path, content: str | None, error: type[EdgecError], message: str
+) -> None:
+    path = tmp_path / "plan.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(error, match=message):
+        read_plan(path)
+
+
+def test_a_plan_needs_a_pass_to_apply_it_and_no_lock(
+    earlier: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    lock, plan, _ = files(earlier)
+    given = source(small_models.cnn())
+    refused = (
+        ({"recipe": "cleanup,fuse"}, "no prune-structured to apply it, but cleanup, fuse"),
+        ({}, "no prune-structured to apply it, but the passes of the target"),
+        ({"lock": lock, "recipe": RECIPE}, "lock file .* has the plan of its build, too"),
+    )
+    for options, message in refused:
+        with pytest.raises(PlanError, match=message):
+            edgec.build(given, output=tmp_path, plan=plan, **options, **OPTIONS)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_plan_of_another_architecture_is_one_clear_error(
+    earlier: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    wider = small_models.cnn()
+    wider[5], wider[9] = nn.Conv2d(16, 40, 1), nn.Linear(40, 10)
+    with pytest.raises(PassError, match="32 units, which this model does not have.*architecture"):
+        edgec.build(
+            source(wider), output=tmp_path, recipe=RECIPE, plan=files(earlier)[0], **OPTIONS
+        )
+
+
+def test_all_of_a_plan_goes_in_the_first_round() -> None:
+    plan = {"groups": [{"name": "a"}]}
+    recipe = (
+        *load_recipe("cleanup"),
+        PruneStructured(rounds=2),
+        *load_recipe("recover,quantize-static"),
+    )
+    nothing = {"groups": []}
+    assert as_decisions(plan, recipe) == [{}, plan, {}, nothing, {}, {}]
