@@ -24,7 +24,7 @@ from edgec.passes.contract import Context, PassError
 from edgec.passes.curriculum import LABEL, Example
 from edgec.passes.learner import Learner
 from edgec.passes.responses import log_probabilities
-from edgec.passes.stacks import Teacher, in_stacks, keeps_apart, unanswered
+from edgec.passes.stacks import Teacher, Values, in_stacks, keeps_apart, unanswered
 from edgec.passes.training_loop import Outcome, run_training
 from edgec.passes.training_state import Checkpoints
 from edgec.passes.training_task import task_digests
@@ -119,12 +119,7 @@ class Labels:
         """Nothing is learned beside the model."""
         return []
 
-    def loss(
-        self,
-        values: Mapping[str, Tensor],
-        answers: Mapping[str, Tensor],
-        labels: Mapping[str, Tensor],
-    ) -> Tensor:
+    def loss(self, values: Values, answers: Values, labels: Values) -> Tensor:
         """Cross-entropy, and what holds the model to what it was, of one stack."""
         loss = self.distance(values, answers, labels)
         if self._ties.keeps:
@@ -133,12 +128,7 @@ class Labels:
             loss = loss + self._settings.ewc_weight / 2 * self._pull()
         return loss
 
-    def distance(
-        self,
-        values: Mapping[str, Tensor],
-        answers: Mapping[str, Tensor],
-        labels: Mapping[str, Tensor],
-    ) -> Tensor:
+    def distance(self, values: Values, answers: Values, labels: Values) -> Tensor:
         """Cross-entropy. Raises PassError if there are more or fewer labels than rows."""
         import torch.nn.functional as functional
 
@@ -150,7 +140,7 @@ class Labels:
             )
         return functional.cross_entropy(answer, classes)
 
-    def _kept(self, values: Mapping[str, Tensor], answers: Mapping[str, Tensor]) -> Tensor:
+    def _kept(self, values: Values, answers: Values) -> Tensor:
         """Distance to the answers from before, softened."""
         import torch.nn.functional as functional
 
@@ -173,7 +163,7 @@ class Labels:
         return torch.stack(parts).sum()
 
 
-def scores(head: Head, values: Mapping[str, Tensor]) -> Tensor:
+def scores(head: Head, values: Values) -> Tensor:
     """Logits, or logarithms of probabilities, from the values of a twin: [rows, classes]."""
     answer = values[head.output]
     answer = answer.movedim(head.class_axis(answer.ndim), -1)

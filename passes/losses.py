@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from torch.nn import Parameter
 
     from edgec.passes.recover import Recover
+    from edgec.passes.stacks import Values
 
 LAYERS = frozenset({"Add", "Conv", "ConvTranspose", "Gemm", "LayerNormalization", "MatMul"})
 PROJECTION_RATE = 0.003  # Adam's, of learned projections
@@ -115,7 +116,7 @@ class Losses:
                 "recover.distance_weight=0 and recover.angle_weight=0"
             )
 
-    def doubt(self, answers: Mapping[str, Tensor]) -> float:
+    def doubt(self, answers: Values) -> float:
         """How unsure the teacher is: 1 less the probability of its likeliest class, 0..1.
 
         Mean over rows and outputs. Raises PassError if no output is of classes.
@@ -132,12 +133,7 @@ class Losses:
             )
         return sum(doubts) / len(doubts)
 
-    def loss(
-        self,
-        values: Mapping[str, Tensor],
-        answers: Mapping[str, Tensor],
-        labels: Mapping[str, Tensor],
-    ) -> Tensor:
+    def loss(self, values: Values, answers: Values, labels: Values) -> Tensor:
         """What a training step lessens, the mean over the samples of a stack.
 
         values: the student's outputs and ``student_features``. answers: the teacher's outputs
@@ -168,12 +164,7 @@ class Losses:
             terms.append(chosen.label_weight * self._label_loss(values, labels))
         return torch.stack(terms).sum() if terms else torch.zeros((), requires_grad=True)
 
-    def distance(
-        self,
-        values: Mapping[str, Tensor],
-        answers: Mapping[str, Tensor],
-        labels: Mapping[str, Tensor],
-    ) -> Tensor:
+    def distance(self, values: Values, answers: Values, labels: Values) -> Tensor:
         """How far the outputs alone are apart: what the user will notice.
 
         With labels, their cross-entropy counts beside the teacher's answers as it does in
@@ -207,7 +198,7 @@ class Losses:
         # any other column may be something else: a camera, a group
         return (outputs[0], LABEL) if len(outputs) == 1 and LABEL in example.labels else None
 
-    def _label_loss(self, values: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> Tensor:
+    def _label_loss(self, values: Values, labels: Values) -> Tensor:
         """Cross-entropy of the rows whose class is known. Raises PassError for no classes."""
         import torch
         import torch.nn.functional as functional

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from edgec.passes.torch_graph import TorchGraph
 
+Values = Mapping[str, "Tensor"]  # by name: outputs, inner values, answers or labels
+
 _SAME_ANSWER = 0.05  # relative squared error that single flipped steps may cause in a deep graph
 
 
@@ -31,9 +33,9 @@ _SAME_ANSWER = 0.05  # relative squared error that single flipped steps may caus
 class Stack:
     """Samples that the twin sees at once, on top of each other, and the teacher's answers."""
 
-    feeds: Mapping[str, Tensor]
-    answers: Mapping[str, Tensor]
-    labels: Mapping[str, Tensor]
+    feeds: Values
+    answers: Values
+    labels: Values
     count: int
 
 

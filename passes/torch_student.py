@@ -8,13 +8,12 @@ again in the backward pass instead of kept (Chen et al. 2016, arXiv:1604.06174, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from edgec.passes.stacks import Stack
+from edgec.passes.stacks import Stack, Values
 from edgec.passes.torch_graph import TorchGraph
 from edgec.passes.training_settings import TrainingSettings
 
@@ -33,21 +32,11 @@ class Objective(Protocol):
         """What is learned beside the student and not shipped."""
         ...
 
-    def loss(
-        self,
-        values: Mapping[str, Tensor],
-        answers: Mapping[str, Tensor],
-        labels: Mapping[str, Tensor],
-    ) -> Tensor:
+    def loss(self, values: Values, answers: Values, labels: Values) -> Tensor:
         """The mean over the samples of a stack; the student's values, the teacher's answers."""
         ...
 
-    def distance(
-        self,
-        values: Mapping[str, Tensor],
-        answers: Mapping[str, Tensor],
-        labels: Mapping[str, Tensor],
-    ) -> Tensor:
+    def distance(self, values: Values, answers: Values, labels: Values) -> Tensor:
         """The same for held-out samples, from the outputs alone."""
         ...
 

@@ -245,6 +245,11 @@ def test_refuses_a_graph_that_the_twin_cannot_run_and_names_the_node():
             {},
             "one float32 output.*'y', 'z'",
         ),
+        (
+            "g (float[n, 4, 1, 1] x) => (float[n, 4, 1, 1] y) { [gc] y = Conv <group = 2> (x, w) }",
+            {"w": (4, 2, 1, 1)},
+            "'gc' .* has groups, .*; expected one weight for each class",
+        ),
     ],
 )
 def test_refuses_a_graph_without_a_head(text, numbers, reason):
