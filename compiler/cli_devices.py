@@ -31,8 +31,8 @@ from edgec.cli_console import (
     "devices",
     multiple=True,
     metavar="DEVICE",
-    help="Run it there instead of here: a profile of `edgec devices`, a profile's .toml, "
-    "ssh://user@host or adb:. May be repeated; 'installed' means every installed one that the "
+    help="Run it there instead of here: a profile of `edgec devices`, a profile's .toml, native "
+    "(this machine as a device), ssh://user@host or adb:. May be repeated; 'installed' means every installed one that the "
     "bundle fits.",
 )
 @click.option(

@@ -13,6 +13,7 @@ import pathlib
 import sys
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 
@@ -46,10 +47,22 @@ def widened(model: ir.Model) -> ir.Model:
     return model
 
 
+def zeros(model: ir.Model) -> list[Any]:
+    """An array for each input. Raises ValueError for one without a fixed shape."""
+    arrays = []
+    for value in model.graph.inputs:
+        if value.shape is None or value.dtype is None or not value.shape.is_static():
+            raise ValueError(
+                f"input '{value.name}' has no fixed shape, which Core ML's converter needs; build "
+                "for a target with static_shapes"
+            )
+        arrays.append(np.zeros(value.shape.numpy(), value.dtype.numpy()))
+    return arrays
+
+
 def _convert(model: ir.Model) -> int:
     """The number of operations, constants left out, of the converted model."""
     import coremltools
-    import numpy as np
     import torch
 
     from edgec.passes.torch_graph import to_torch
@@ -57,10 +70,7 @@ def _convert(model: ir.Model) -> int:
     _teach_movedim()
     twin = to_torch(model)
     names = [str(value.name) for value in model.graph.inputs]
-    arrays = []
-    for value in model.graph.inputs:
-        assert value.shape is not None and value.dtype is not None  # fixed by the target
-        arrays.append(np.zeros(value.shape.numpy(), value.dtype.numpy()))
+    arrays = zeros(model)
 
     class Positional(torch.nn.Module):
         def __init__(self) -> None:

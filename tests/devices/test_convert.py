@@ -17,7 +17,7 @@ from edgec.cli import main
 from edgec.devices import convert
 from edgec.devices.after_build import verify_built
 from edgec.devices.check import verify_on
-from edgec.devices.coreml import widened
+from edgec.devices.coreml import widened, zeros
 from edgec.devices.job import Job
 from edgec.targets import load_profile, load_target
 from edgec_runtime.bundle import read_bundle
@@ -132,6 +132,14 @@ def test_half_precision_is_widened_everywhere() -> None:
     wide = widened(model)
     assert [n.attributes["to"].as_int() for n in wide.graph if n.op_type == "Cast"] == [1, 1]
     assert wide.graph.initializers["w"].const_value.dtype == ir.DataType.FLOAT
+
+
+def test_inputs_without_a_fixed_shape_are_told() -> None:
+    fixed = graphs.graph("g (float[1, 4] x) => (float[1, 4] y) { y = Relu (x) }", {})
+    assert [array.shape for array in zeros(fixed)] == [(1, 4)]
+    open_ = graphs.graph("g (float[n, 4] x) => (float[n, 4] y) { y = Relu (x) }", {})
+    with pytest.raises(ValueError, match="input 'x' has no fixed shape"):
+        zeros(open_)
 
 
 def test_the_target_names_the_device() -> None:
