@@ -2,6 +2,7 @@
 
     python benchmarks/distillation.py --kinds [--seeds 3] [--steps 1500]   # a smaller student
     python benchmarks/distillation.py --int4                # 4-bit weights, without labels
+    python benchmarks/distillation.py --progressive         # bits and weights taken step by step
     python benchmarks/distillation.py --swap                # HardSwish -> ReLU6, int8, its speed
 
 --kinds: a teacher and a student with a quarter of its parameters that has seen every image and
@@ -9,6 +10,9 @@ its label once. Then each row trains the same student for the same steps on the 
 samples: with labels alone, or with response, feature and relation distillation beside them.
 A gain is the mean over seeds of the difference to labels alone; it counts where it exceeds
 twice its standard error, which holds the spread of the seeds and that of the test images.
+
+--progressive: the same training, for the same steps, with all bits or weights taken at once and
+with a cubic schedule. A seed gives the order of the samples, the network is the same.
 
 Settings are fixed in this file, as first guesses. 4,000 training images are held out: the best
 state of each training is chosen on them. The test images are looked at for the table alone. The
@@ -47,6 +51,7 @@ from edgec.passes import (  # noqa: E402
     Context,
     Fuse,
     Lower,
+    PruneMagnitude,
     QuantizeStatic,
     Recover,
     SwapActivations,
@@ -56,7 +61,7 @@ from edgec.targets import load_target  # noqa: E402
 
 TARGET = load_target("x86-64")
 BATCH = 64
-STEPS = {"kinds": 1500, "int4": 600, "swap": 400}
+STEPS = {"kinds": 1500, "int4": 600, "progressive": 600, "swap": 400}
 # the relations' weights are those of Park et al. 2019, section 4
 KINDS = {
     "labels alone": {},
@@ -72,6 +77,7 @@ KINDS = {
     },
 }
 _COUNTS = 2.0  # standard errors from which a gain counts
+_ROUNDS = 4  # of pruning
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,11 @@ class Row:
         """Of every seed, in percent."""
         return [100.0 * float(right.mean()) for right in self.right]
 
+    @property
+    def mean(self) -> float:
+        """Over the seeds, in percent."""
+        return statistics.mean(self.accuracies)
+
 
 def main() -> None:
     asked = _arguments()
@@ -97,6 +108,9 @@ def main() -> None:
             print(kinds(nets, asked.seeds, steps, judged_on_test=not asked.held_out))
         if asked.int4:
             print(int4(nets, asked.steps or STEPS["int4"], judged_on_test=not asked.held_out))
+        if asked.progressive:
+            steps = asked.steps or STEPS["progressive"]
+            print(progressive(nets, asked.seeds, steps, judged_on_test=not asked.held_out))
         if asked.swap:
             print(swap(nets, asked.steps or STEPS["swap"], judged_on_test=not asked.held_out))
 
@@ -209,6 +223,55 @@ def int4(nets: Networks, steps: int, *, judged_on_test: bool) -> str:
     return "\n".join(lines)
 
 
+def progressive(nets: Networks, seeds: int, steps: int, *, judged_on_test: bool) -> str:
+    """The table of bits and of weights that go at once or step by step.
+
+    Layers of 1,024 weights and more are pruned: a depthwise filter would keep one of its nine.
+    """
+    data = nets.data
+    judged = data.test if judged_on_test else data.held_out
+    reference = ir.load(nets.trained("mobile", fashion.mobile_cnn, epochs=nets.epochs))
+    quantizer, prune = QuantizeStatic(weight_bits=4), PruneMagnitude(sparsity=0.9)
+    training = Recover(steps=steps, batch=1, judgements=4)
+    few = replace(training, rate=0.05, bias_rate=2e-3, scale_rate=1e-3)
+    sparse = replace(training, rate=1.0, bias_rate=0.02)
+    rounds = replace(prune, rounds=_ROUNDS), replace(sparse, steps=steps // _ROUNDS)
+    pairs = {
+        "int4 weights at once": [quantizer, few],
+        "from 8 bits on": [quantizer, replace(few, bits_from=8)],
+        "90 % zeros in large layers at once": [prune, sparse],
+        f"in {_ROUNDS} rounds": [*rounds],
+    }
+    rows = {name: Row(name, []) for name in pairs}
+    for seed in range(seeds):
+        context = Context(
+            target=TARGET,
+            reference=reference,
+            calibration=data.learned.first(8_192).feeds(BATCH),
+            validation=data.held_out.first(1_024).feeds(BATCH),
+            seed=seed,
+        )
+        for name, passes in pairs.items():
+            fashion.progress(f"seed {seed}: {name}")
+            made = fashion.built([Cleanup(), Fuse(), *passes, Lower()], reference, context)
+            rows[name].right.append(fashion.correct(made, judged))
+            fashion.progress(f"  {rows[name].accuracies[-1]:.2f} %")
+    best = 100.0 * float(fashion.correct(reference, judged).mean())
+    lines = [
+        f"mobile_cnn, {best:.2f} % in float32; {seeds} seeds, {steps} steps of {BATCH} images in "
+        f"all; accuracy on {len(judged.classes):,} images, no labels used",
+        "| model | mean % | each seed | gain, pp | s.e. | |",
+        "|---|---|---|---|---|---|",
+    ]
+    before = None
+    for row in rows.values():
+        each = " ".join(f"{a:.2f}" for a in row.accuracies)
+        verdict = ["", "", ""] if before is None else _verdict(row, before)
+        lines.append("| " + " | ".join([row.name, f"{row.mean:.2f}", each, *verdict]) + " |")
+        before = row if before is None else None
+    return "\n".join(lines)
+
+
 def swap(nets: Networks, steps: int, *, judged_on_test: bool) -> str:
     """Done-when 4: HardSwish swapped for ReLU6, recovered, int8; how much faster that is."""
     data = nets.data
@@ -273,15 +336,18 @@ def _kinds_table(rows: list[Row], sizes: list[int], teacher: float, images: int,
     for row in rows:
         each = row.accuracies
         spread = f"{statistics.stdev(each):.2f}" if seeds > 1 else "-"
-        cells = [row.name, f"{statistics.mean(each):.2f}", " ".join(f"{a:.2f}" for a in each)]
-        gain, error = _gain(row, base)
-        if row is base or row.name not in KINDS:
-            verdict = ["", "", ""]
-        else:
-            counts = abs(gain) > _COUNTS * error
-            verdict = [f"{gain:+.2f}", f"{error:.2f}", "" if counts else "within the noise"]
+        cells = [row.name, f"{row.mean:.2f}", " ".join(f"{a:.2f}" for a in each)]
+        told = row is not base and row.name in KINDS
+        verdict = _verdict(row, base) if told else ["", "", ""]
         lines.append("| " + " | ".join([*cells, spread, *verdict]) + " |")
     return "\n".join(lines)
+
+
+def _verdict(row: Row, base: Row) -> list[str]:
+    """Cells of a table: the gain, its standard error, and whether it counts."""
+    gain, error = _gain(row, base)
+    counts = abs(gain) > _COUNTS * error
+    return [f"{gain:+.2f}", f"{error:.2f}", "" if counts else "within the noise"]
 
 
 def _gain(row: Row, base: Row) -> tuple[float, float]:
@@ -303,15 +369,16 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kinds", action="store_true", help="a student of a quarter's size")
     parser.add_argument("--int4", action="store_true", help="4-bit weights, 8-bit activations")
+    parser.add_argument("--progressive", action="store_true", help="step by step against at once")
     parser.add_argument("--swap", action="store_true", help="HardSwish swapped for ReLU6, int8")
-    parser.add_argument("--seeds", type=int, default=3, help="of --kinds")
+    parser.add_argument("--seeds", type=int, default=3, help="of --kinds and --progressive")
     parser.add_argument("--epochs", type=int, default=2, help="of the networks in float32")
     parser.add_argument("--steps", type=int, help=f"of each training; default: {STEPS}")
     parser.add_argument("--held-out", action="store_true", help="judge on held-out images instead")
     parser.add_argument("--work", type=pathlib.Path, metavar="DIR", help="keep float32 networks")
     asked = parser.parse_args()
-    if not (asked.kinds or asked.int4 or asked.swap):
-        parser.error("give --kinds, --int4 or --swap")
+    if not (asked.kinds or asked.int4 or asked.progressive or asked.swap):
+        parser.error("give --kinds, --int4, --progressive or --swap")
     return asked
 
 
