@@ -17,6 +17,7 @@ from edgec.passes.convert_float16 import ConvertFloat16
 from edgec.passes.equalize import Equalize
 from edgec.passes.fuse import Fuse
 from edgec.passes.lower import Lower
+from edgec.passes.prune_blocks import PruneBlocks
 from edgec.passes.prune_magnitude import PruneMagnitude
 from edgec.passes.prune_structured import PruneStructured
 from edgec.passes.quantize_dynamic import QuantizeDynamic
@@ -31,6 +32,7 @@ PASSES: tuple[type[Pass], ...] = (
     Cleanup,
     Fuse,
     PruneMagnitude,
+    PruneBlocks,
     PruneStructured,
     SwapActivations,
     Recover,
@@ -58,6 +60,7 @@ __all__ = [
     "Pass",
     "PassError",
     "Progress",
+    "PruneBlocks",
     "PruneMagnitude",
     "PruneStructured",
     "QuantizeDynamic",
