@@ -1,6 +1,7 @@
 """Does a quarter of the units come off other people's .onnx files? Which refuse, and why.
 
     python benchmarks/pruning.py --third-party [--ratio 0.25] [--only NAME ...] [--json]
+    python benchmarks/pruning.py --depth [--blocks 2] [--json]  # pruning_depth.py
 
 Each file of third_party.py is exported as edgec does it, cleaned, fused and pruned by
 ``prune-structured``; ``recover`` and quantization are left out. A file counts if units went,
@@ -56,13 +57,22 @@ class Row:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--third-party", action="store_true", required=True)
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--third-party", action="store_true")
+    kind.add_argument("--depth", action="store_true", help="MiniLM without residual blocks")
+    parser.add_argument("--blocks", type=int, default=2, help="how many go, of 12")
+    parser.add_argument("--importance", default="output", help="how the blocks are ranked")
     parser.add_argument("--cache", type=pathlib.Path, default=unpacked_folder() / "third_party")
     parser.add_argument("--only", nargs="*", default=[], help="names of files")
     parser.add_argument("--target", default="x86-64")
     parser.add_argument("--ratio", type=float, default=0.25)
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     asked = parser.parse_args()
+    if asked.depth:
+        from pruning_depth import depth
+
+        print(depth(asked))
+        return 0
     rows = []
     for file in FILES:
         if not asked.only or file.name in asked.only:
