@@ -15,13 +15,11 @@ on calibration rows; none at all is a choice too.
 Where nothing can take up 1 / s (a normalization whose result the residual reads as well, as in
 BERT; outputs of attention and of Gelu), a Mul in front of the products does, if it pays: it costs
 some microseconds at every inference.
-
-What convolutions add up without an activation function is shifted, too
-(`edgec.passes.smooth_streams`).
 """
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -34,12 +32,15 @@ from edgec.passes.contract import Context, PassError, Result, Samples, Skip, Sta
 from edgec.passes.execution import run_values
 from edgec.passes.linear import LINEAR_OPS, Linear, is_row, linear, scale_row
 from edgec.passes.matching import is_op, rank
-from edgec.passes.smooth_streams import Evening, even_out, find_streams, measured, replayed
-from edgec.passes.smoothing import ALPHAS, ROWS, WORTH, channel_scale, int8_error, row_of, text_of
 from edgec.passes.weights import Array, Editor, Refused, check_skip, constant, label
+from edgec.targets.schema import Int8
 
+_ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+_WORTH = 0.9  # share of the squared error below which smoothing is done
 _WORTH_A_NODE = 0.7  # and below which it is worth a node that runs at every inference
+_ROWS = 256  # of each activation, on which the error is taken
 _NORMS = ("LayerNormalization", "RMSNormalization")
+_LIMIT = 1e4  # of a scale, either way
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,13 @@ class SmoothActivations:
 
     Cases: LayerNormalization, RMSNormalization, or a product with a constant row, or Gemm,
     MatMul (+ Add), then Relu or one side of Mul, then one or more MatMul or Gemm; anything else
-    in front of them with a Mul of its own. Outputs and sums of Conv that pointwise Conv read.
+    in front of them with a Mul of its own.
     """
 
     name: ClassVar[str] = "smooth-activations"
     stage: ClassVar[Stage] = Stage.QUANTIZE
     lossless: ClassVar[bool] = True
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 2
 
     # share of the difficulty that moves to the weights; none: the best for each activation
     alpha: float | None = None
@@ -71,20 +72,16 @@ class SmoothActivations:
         """Smooth; ``changed`` counts the activations."""
         check_skip(self.name, self.skip, model.graph)
         sites, skipped = _sites(model.graph, self.skip, self.insert)
-        streams, others = find_streams(model.graph, self.skip)
-        skipped += others
-        evened: dict[str, Evening] = {}
         if context.lock:
-            scales, evened = _replayed(context.lock, sites), replayed(context.lock, streams)
-        elif not sites and not streams:
+            scales = _replayed(context.lock, sites)
+        elif not sites:
             scales = {}
         elif context.calibration is None or not len(context.calibration):
             raise PassError(
                 "smooth-activations needs calibration data: give some dozen typical inputs"
             )
         else:
-            scales = self._measured(model, sites, context) if sites else {}
-            evened = measured(model, streams, context, self.alpha) if streams else {}
+            scales = self._measured(model, sites, context)
         editor = Editor(model)
         for site in sites:
             scale = scales.get(site.name)
@@ -96,21 +93,12 @@ class SmoothActivations:
                 _insert(editor, site, scale)
             else:
                 site.source.divide(scale)
-                _rename(site.source.values, editor)
+                for value in site.source.values:  # they no longer hold the reference's numbers
+                    value.name = editor.fresh(f"{value.name}_smoothed")
             for reader in site.readers:
                 reader.scale_inputs(scale)
-        for stream in streams:
-            if stream.name not in evened:
-                reason = "what reads it loses less than a tenth of its error by smoothing"
-                skipped.append(Skip(label(stream.sources[0].node), reason))
-        for stream in [s for s in streams if s.name in evened]:
-            even_out(stream, evened[stream.name])
-            _rename(stream.values, editor)
-        decisions = {
-            "scales": {name: text_of(scale) for name, scale in scales.items()},
-            "streams": {name: evening.to_json() for name, evening in evened.items()},
-        }
-        return Result(model, len(scales) + len(evened), tuple(skipped), decisions=decisions)
+        decisions = {"scales": {name: _text(scale) for name, scale in scales.items()}}
+        return Result(model, len(scales), tuple(skipped), decisions=decisions)
 
     def _measured(
         self, model: ir.Model, sites: Sequence[_Site], context: Context
@@ -122,15 +110,15 @@ class SmoothActivations:
         for site in sites:
             weights = [reader.blocks[0, :, :, 0] for reader in site.readers]  # [out, in]
             heavy = np.max([np.abs(w).max(axis=0) for w in weights], axis=0)
-            alphas = ALPHAS if self.alpha is None else (self.alpha,)
+            alphas = _ALPHAS if self.alpha is None else (self.alpha,)
             exact = [rows[site.name] @ weight.T for weight in weights]
             given = rows[site.name], ranges[site.name], weights, exact, context.target.int8
             top = np.abs(ranges[site.name]).max(axis=0)
-            scales = [channel_scale(top, heavy, alpha) for alpha in alphas]
-            plain = int8_error(np.ones_like(heavy), *given)
-            errors = [int8_error(scale, *given) for scale in scales]
+            scales = [_scale(top, heavy, alpha) for alpha in alphas]
+            plain = _error(np.ones_like(heavy), *given)
+            errors = [_error(scale, *given) for scale in scales]
             best = int(np.argmin(errors))
-            worth = WORTH if site.source is not None else _WORTH_A_NODE
+            worth = _WORTH if site.source is not None else _WORTH_A_NODE
             if errors[best] < worth * plain:
                 found[site.name] = scales[best]
         return found
@@ -200,12 +188,6 @@ def _sites(graph: ir.Graph, skip: Sequence[str], insert: bool) -> tuple[list[_Si
             for node in readers:
                 reasons.setdefault(node, str(reason))
     return sites, [Skip(label(node), reason) for node, reason in reasons.items()]
-
-
-def _rename(values: Sequence[ir.Value], editor: Editor) -> None:
-    """Other names for values that no longer hold the reference's numbers."""
-    for value in values:
-        value.name = editor.fresh(f"{value.name}_smoothed")
 
 
 def _insert(editor: Editor, site: _Site, scale: Array) -> None:
@@ -281,11 +263,11 @@ def _activations(
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Some rows of each value that count, float32 [rows, channels], and the ranges of all.
 
-    rows: ``ROWS`` at most, however many samples there are. ranges: float32 [2, channels], lowest
+    rows: ``_ROWS`` at most, however many samples there are. ranges: float32 [2, channels], lowest
     and highest; padding is in them, since ranges taken at run time see it, too.
     """
-    share = max(ROWS // len(samples), 1)
-    every_so_many = -(-len(samples) // ROWS)  # samples of which one gives rows
+    share = max(_ROWS // len(samples), 1)
+    every_so_many = -(-len(samples) // _ROWS)  # samples of which one gives rows
     parts: dict[str, list[Array]] = {name: [] for name in names}
     ranges: dict[str, Array] = {}
     runs = run_values(model, names, samples)
@@ -310,12 +292,60 @@ def _activations(
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}, ranges
 
 
+def _scale(top: Array, heavy: Array, alpha: float) -> Array:
+    """s of each channel, float32; 1 where nothing comes or nothing is read."""
+    alive = (top > 0) & (heavy > 0)
+    ratio = np.where(alive, top, 1.0) ** alpha / np.where(alive, heavy, 1.0) ** (1 - alpha)
+    middle = np.exp(np.log(ratio[alive]).mean()) if alive.any() else 1.0
+    return np.where(alive, np.clip(ratio / middle, 1 / _LIMIT, _LIMIT), 1.0).astype(np.float32)
+
+
+def _error(
+    scale: Array,
+    rows: Array,
+    ranges: Array,
+    weights: Sequence[Array],
+    exact: Sequence[Array],
+    int8: Int8,
+) -> float:
+    """Squared error of the products in int8: activations per tensor, weights as on the target.
+
+    rows: [n, in]. ranges: [2, in], of all rows. weights: [out, in] each. exact: [n, out] each,
+    the products in float32.
+    """
+    x = rows / scale
+    low, high = min(float((ranges / scale).min()), 0.0), max(float((ranges / scale).max()), 0.0)
+    step = max((high - low) / 255, 1e-30)
+    noisy = np.rint(x / step) * step
+    total = 0.0
+    for weight, wanted in zip(weights, exact, strict=True):
+        w = weight * scale
+        top = np.abs(w).max(axis=1 if int8.per_channel else None, keepdims=True)
+        step_w = np.maximum(top / (64 if int8.reduce_range else 127), 1e-30)
+        w /= step_w
+        np.rint(w, out=w)
+        made = noisy @ w.T
+        made *= step_w.T
+        made -= wanted
+        total += float(np.square(made, out=made).sum(dtype=np.float64))
+    return total
+
+
+def _text(scale: Array) -> str:
+    return base64.b64encode(scale.astype("<f4").tobytes()).decode("ascii")
+
+
 def _replayed(lock: Mapping[str, Any], sites: Sequence[_Site]) -> dict[str, Array]:
     """The scales of an earlier run. Raises PassError if it was made for another graph."""
     known = {site.name: site.readers[0].inputs for site in sites}
     scales = {}
     for name, text in lock.get("scales", {}).items():
-        scale = row_of(text, name)
+        try:
+            scale = np.frombuffer(base64.b64decode(text), "<f4").astype(np.float32)
+        except ValueError as error:
+            raise PassError(
+                f"the lock's scales of '{name}' are damaged: {error}; build without it"
+            ) from error
         if known.get(name) != scale.size:
             raise PassError(
                 f"the lock smooths '{name}', which this model does not have in that size: it was "
