@@ -2,6 +2,7 @@
 
     python benchmarks/pruning.py --third-party [--ratio 0.25] [--only NAME ...] [--json]
     python benchmarks/pruning.py --depth [--blocks 2] [--json]  # pruning_depth.py
+    python benchmarks/pruning.py --latency [--costs int8] [...]  # options: pruning_latency.py
 
 Each file of third_party.py is exported as edgec does it, cleaned, fused and pruned by
 ``prune-structured``; ``recover`` and quantization are left out. A file counts if units went,
@@ -56,6 +57,10 @@ class Row:
 
 
 def main() -> int:
+    if "--latency" in sys.argv[1:]:
+        from pruning_latency import main as latency
+
+        return latency([argument for argument in sys.argv[1:] if argument != "--latency"])
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--third-party", action="store_true")

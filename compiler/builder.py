@@ -16,6 +16,7 @@ from typing import Any
 import edgec
 from edgec import recipe as recipes
 from edgec.build_report import report_of, results_of, with_latency
+from edgec.cache import user_cache
 from edgec.coverage import measure_coverage
 from edgec.data import labels_of
 from edgec.devices.after_build import devices_to_verify_on, verify_built
@@ -135,6 +136,7 @@ def build(
         validation=inputs.validation,
         calibration_labels=labels_of(inputs.calibration),
         validation_labels=labels_of(inputs.validation),
+        cache=user_cache(),
         workers=workers,
         seed=seed,
         progress=progress,

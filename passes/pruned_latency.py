@@ -120,7 +120,7 @@ def held_to_account(
     calls = []
     for name, model in (("dense", dense), ("pruned", pruned)):
         quantized = prediction.costs == "int8"
-        form = _quantized(model, prediction.feeds, context) if quantized else model
+        form = quickly_quantized(model, prediction.feeds, context) if quantized else model
         session = open_session(form, settings=settings, threads=settings.threads)
         calls.append((name, lambda session=session: run_feeds(session, prediction.feeds)))
     alone = settings.threads == 1 and set(settings.providers) == {_CPU}
@@ -136,10 +136,10 @@ def held_to_account(
     )
 
 
-def _quantized(model: ir.Model, feeds: Feeds, context: Context) -> ir.Model:
+def quickly_quantized(model: ir.Model, feeds: Feeds, context: Context) -> ir.Model:
     """The model as quantize-static makes it fast; its accuracy does not matter here."""
     quickly = QuantizeStatic(ranges="minmax", rounding="nearest", bias_correction=False)
     return quickly.run(model.clone(), replace(context, calibration=[feeds], lock={})).model
 
 
-__all__ = ["Costs", "Prediction", "held_to_account", "predict"]
+__all__ = ["Costs", "Prediction", "held_to_account", "predict", "quickly_quantized"]

@@ -117,3 +117,20 @@ def test_pruned_recovered_and_quantized_in_one_recipe_and_again_from_its_lock(tm
     assert "units in 2 groups are cut" in str(report.to_json())
     assert paths[1].stat().st_size < paths[0].stat().st_size
     assert paths[2].read_bytes() == paths[1].read_bytes()
+
+
+@pytest.mark.slow
+def test_a_build_by_latency_keeps_its_table_and_tells_how_good_it_was(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEC_CACHE", str(tmp_path / "cache"))
+    report = edgec.build(
+        edgec.Source(small_models.cnn(), (small_models.image(),), input_names=("image",)),
+        target="x86-64",
+        calibration=lambda: [{"image": image} for image in small_models.images(8)],
+        output=tmp_path / "cnn.edgec",
+        recipe=("cleanup", "fuse", "prune-structured", "quantize-static", "lower"),
+        settings=("prune-structured.ranking=latency", "prune-structured.ratio=0.2"),
+        verify=False,
+    )
+    [table] = (tmp_path / "cache" / "latencies").iterdir()
+    assert "Conv" in table.read_text()
+    assert "latency in int8 predicted" in str(report.to_json())
