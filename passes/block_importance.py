@@ -80,7 +80,8 @@ def output_error(expected: Sequence[Sequence[Array]], actual: Sequence[Sequence[
     Integers count only where there are no floats, by the share that differs. Infinities of the
     expected outputs (masks) are left out.
     """
-    errors, shares = [], []
+    errors: list[float] = []
+    shares: list[float] = []
     for rs, as_ in zip(zip(*expected, strict=True), zip(*actual, strict=True), strict=True):
         r, a = (np.concatenate([array.reshape(-1) for array in arrays]) for arrays in (rs, as_))
         if r.dtype.kind == "f":

@@ -56,7 +56,8 @@ class Blocks:
 def find_blocks(model: ir.Model) -> Blocks:
     """The residual branches of the main graph; a branch within another one is found, too."""
     order = {node: position for position, node in enumerate(model.graph)}
-    found, skipped = [], []
+    found: list[Block] = []
+    skipped: list[Skip] = []
     streams: dict[ir.Node, ir.Value] = {}  # what goes into a sum past its branch
     for add in order:
         sides = _sides(add)
