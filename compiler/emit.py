@@ -24,6 +24,7 @@ from edgec_runtime import manifest as parts
 from edgec_runtime.adapters import SLOT
 
 _INLINE_BYTES = 1024  # tensors below stay in the graph
+_MANIFEST_BYTES = 4096  # about; with the container's directory
 _PROTOBUF_LIMIT = 1_500_000_000
 _FOREIGN = "ai.onnxruntime.standard"  # stands in for operators that ONNX has no schema of
 
@@ -81,7 +82,7 @@ def lay_out(model: ir.Model) -> Layout:
 
 def bundle_size_bytes(model: ir.Model) -> int:
     """About how large the bundle of a model is: without the golden sample and padding."""
-    return format_.WEIGHTS_OFFSET + lay_out(model).size_bytes
+    return format_.WEIGHTS_OFFSET + _MANIFEST_BYTES + lay_out(model).size_bytes
 
 
 def _open_slots(model: ir.Model) -> None:

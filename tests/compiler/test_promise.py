@@ -81,6 +81,7 @@ def test_an_impossible_limit_is_refused(name: str, value: Any) -> None:
 
 def test_a_table_with_an_unknown_promise_or_a_wrong_type_is_refused() -> None:
     assert limits_from({"max_drop": 0}, "t") == Limits(max_drop=0.0)
+    assert limits_from({"max_latency_ms": 20}, "t") == Limits(max_latency_ms=20.0)
     with pytest.raises(EdgecError, match="unknown promise 'max_drp', did you mean 'max_drop'"):
         limits_from({"max_drp": 1}, "t")
     with pytest.raises(EdgecError, match="True, expected a number"):

@@ -176,7 +176,9 @@ def test_the_command_times_bundle_and_reference_on_a_real_device(
     assert len(read_records(file).models) == 2  # measured again, not added again
 
 
-@pytest.mark.parametrize("option", ["--threads=2", "--seconds=1", "--min-speedup=2"])
+@pytest.mark.parametrize(
+    "option", ["--threads=2", "--seconds=1", "--min-speedup=2", "--max-latency-ms=2"]
+)
 def test_options_of_this_machine_are_refused_with_on(bundle: pathlib.Path, option: str) -> None:
     done = CliRunner().invoke(main, ["bench", str(bundle), "--on", "native", option])
     assert done.exit_code == 2 and "for this machine" in done.output
