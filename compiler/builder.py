@@ -184,6 +184,9 @@ def build(
                 announce=announce,
                 plan=given_plan,
             )
+        if recipe is None and inputs.calibration is None:
+            missed = recipes.missed_without_data(device, exported.model)
+            found = replace(found, findings=found.findings + ((missed,) if missed else ()))
     steps, recipe_text = found.steps, recipes.to_toml(found.recipe)
     final = steps[-1].model if steps else exported.model
     check_model(final)

@@ -32,8 +32,8 @@ from edgec.cli_console import (
     multiple=True,
     metavar="DEVICE",
     help="Run it there instead of here: a profile of `edgec devices`, a profile's .toml, native "
-    "(this machine as a device), ssh://user@host or adb:. May be repeated; 'installed' means every installed one that the "
-    "bundle fits.",
+    "(this machine as a device), ssh://user@host or adb:. May be repeated; 'installed' means every "
+    "installed one that the bundle fits.",
 )
 @click.option(
     "--samples",

@@ -148,6 +148,20 @@ def default_recipes(target: Target, model: ir.Model, calibrated: bool) -> list[t
     return [load_recipe(recipe) for recipe in distinct]
 
 
+def missed_without_data(target: Target, model: ir.Model) -> str:
+    """What the target's recipe would do with calibration data; empty if the same."""
+    taken, wanted = (
+        [pass_.name for pass_ in default_recipes(target, model, calibrated)[0]]
+        for calibrated in (False, True)
+    )
+    if taken == wanted:
+        return ""
+    return (
+        f"no calibration data was given: the recipe is {', '.join(taken)} in place of "
+        f"{', '.join(wanted)}; give typical inputs with --calibration for that"
+    )
+
+
 def model_kind(model: ir.Model) -> ModelKind:
     """What most of the weight bytes serve: convolutions, matrix products or recurrences.
 

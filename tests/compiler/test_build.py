@@ -347,6 +347,19 @@ def test_without_data_a_promised_drop_is_not_kept(
     assert "not judged" in report["promises"][0]["reason"]
 
 
+def test_a_build_without_calibration_data_says_what_that_cost(
+    cnn_onnx: pathlib.Path, work: pathlib.Path
+) -> None:
+    def findings(*options: str) -> list[str]:
+        report = edgec_build(cnn_onnx, "-t", "arm64", "-o", "out", *options)
+        return [text for text in report["findings"] if "no calibration data" in text]
+
+    data = ("--evaluation", "model.py:labelled")
+    assert "in place of cleanup, fuse, quantize-static" in findings(*data)[0]
+    assert findings(*data, "--recipe", "cleanup") == []
+    assert findings(*data, "--calibration", "model.py:calibration") == []
+
+
 def test_every_form_of_calibration_data_gives_the_same_bundle(
     cnn_onnx: pathlib.Path, work: pathlib.Path
 ) -> None:

@@ -57,6 +57,15 @@ def test_without_calibration_data_the_recipe_still_makes_convolutions_smaller(ta
     assert any(p.name in ("quantize-weights", "convert-float16") for p in passes)
 
 
+def test_what_calibration_data_would_have_changed_is_told() -> None:
+    cnn, transformer, lstm = (getattr(graphs, kind)()[0] for kind in ("cnn", "transformer", "lstm"))
+    x86 = load_target("x86-64")
+    told = recipe.missed_without_data(x86, cnn)
+    assert "quantize-weights, lower in place of cleanup, fuse, quantize-static" in told
+    assert "smooth-activations" in recipe.missed_without_data(x86, transformer)
+    assert recipe.missed_without_data(x86, lstm) == ""  # its recipe needs none
+
+
 def test_most_weights_decide_the_kind_of_model() -> None:
     kinds = {m: recipe.model_kind(getattr(graphs, m)()[0]) for m in ("cnn", "transformer", "lstm")}
     assert kinds == {"cnn": "convolutional", "transformer": "transformer", "lstm": "recurrent"}
