@@ -126,7 +126,7 @@ def _way(shortcut: ir.Value, branch: ir.Value, order: Mapping[ir.Node, int]) -> 
     waiting = [end]
     while waiting:
         node = waiting.pop()
-        if node in order and order[node] > limit and node not in seen:
+        if node is not None and order.get(node, -1) > limit and node not in seen:
             seen.add(node)
             waiting.extend(value.producer() for value in _reads(node))
     reached = {shortcut}
