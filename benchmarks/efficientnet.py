@@ -2,12 +2,13 @@
 
     python benchmarks/efficientnet.py [--steps N] [--rate R] [--held-out] [--json]
 
-Rows: ``edgec build`` with calibration photographs and nothing else; the same with ``recover``
-on the same photographs, without labels. Two of three unlabelled photographs calibrate and
-teach; the 201 labelled ones and the third are judged. agreement: share of the judged
-photographs with the float32 model's class; speed: float32's CPU time in ONNX Runtime over the
-bundle's, medians of calls that take turns, one thread. ``--held-out`` judges every fifth
-photograph of the first part instead and leaves it out of calibration: for trying settings.
+Rows: ``edgec build`` with calibration photographs and nothing else; with ``reconstruct``, which
+rounds weights by their layers' outputs; and with ``recover`` behind it, all on the same
+photographs, without labels. Two of three unlabelled photographs calibrate and teach; the 201
+labelled ones and the third are judged. agreement: share of the judged photographs with the
+float32 model's class; speed: float32's CPU time in ONNX Runtime over the bundle's, medians of
+calls that take turns, one thread. ``--held-out`` judges every fifth photograph of the first
+part instead and leaves it out of calibration: for trying settings.
 
 Left out on purpose: ImageNet accuracy (the photographs are not ImageNet's).
 """
@@ -40,7 +41,7 @@ from edgec.bench import interleave  # noqa: E402
 
 Images = list[np.ndarray[Any, Any]]  # each float32 [1, 3, 224, 224]
 
-RECIPE = ["cleanup", "fuse", "quantize-static", "recover", "lower"]
+QUANTIZED = ["cleanup", "fuse", "quantize-static", "reconstruct"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Split:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=300, help="of recover")
+    parser.add_argument("--steps", type=int, default=300, help="of recover; 0: without its row")
     parser.add_argument("--rate", type=float, default=0.0, help="of recover's weights")
     parser.add_argument("--bias-rate", type=float, default=1e-4, help="of recover's biases")
     parser.add_argument("--held-out", action="store_true", help="judge on learned photographs")
@@ -75,13 +76,19 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     data = split(held_out=asked.held_out)
-    settings = [
+    chosen = [
         f"recover.steps={asked.steps}",
         f"recover.rate={asked.rate}",
         f"recover.bias_rate={asked.bias_rate}",
     ]
+    recipes: dict[str, tuple[list[str] | None, list[str]]] = {
+        "edgec build": (None, []),
+        "with reconstruct": ([*QUANTIZED, "lower"], []),
+    }
+    if asked.steps:
+        recipes["with reconstruct and recover"] = ([*QUANTIZED, "recover", "lower"], chosen)
     with tempfile.TemporaryDirectory() as folder:
-        rows = compare(pathlib.Path(folder), data, settings, asked.seconds)
+        rows = compare(pathlib.Path(folder), data, recipes, asked.seconds)
     if asked.json:
         print(json.dumps([asdict(row) for row in rows], indent=2))
         return
@@ -105,14 +112,15 @@ def split(*, held_out: bool) -> Split:
     return Split(learned, judged + others[::3])
 
 
-def compare(folder: pathlib.Path, data: Split, settings: list[str], seconds: float) -> list[Row]:
-    """One row per recipe. folder: for the bundles. settings: of ``recover``."""
+def compare(
+    folder: pathlib.Path,
+    data: Split,
+    recipes: dict[str, tuple[list[str] | None, list[str]]],
+    seconds: float,
+) -> list[Row]:
+    """One row per recipe. folder: for the bundles. recipes: passes and settings, by row."""
     bundles: dict[str, pathlib.Path] = {}
     found: dict[str, tuple[Any, float]] = {}
-    recipes: dict[str, tuple[list[str] | None, list[str]]] = {
-        "edgec build": (None, []),
-        "edgec build with recover": (RECIPE, settings),
-    }
     for name, (recipe, chosen) in recipes.items():
         print(f"{name} ...", file=sys.stderr)
         bundles[name] = folder / f"{name.replace(' ', '-')}.edgec"
