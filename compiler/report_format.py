@@ -255,13 +255,14 @@ def kernel_rows(found: Coverage, amount: int) -> Rows:
 
 
 def trial_rows(report: Report) -> Rows:
-    """Head and rows of the recipes that the search tried, in order."""
+    """Head and rows of the recipes that the search tried, in order; no column of nothing."""
     pruned = any(trial.ratio is not None for trial in report.trials)
+    promoted = any(trial.kept_float for trial in report.trials)
     rows: list[tuple[str, ...]] = [
         (
             _told_apart(trial.recipe),
-            *([] if not pruned else [number(trial.ratio) if trial.ratio else ""]),
-            str(trial.kept_float),
+            *([number(trial.ratio) if trial.ratio else ""] if pruned else []),
+            *([str(trial.kept_float)] if promoted else []),
             size(trial.size_bytes),
             times(trial.speedup) if is_measured(trial.speedup) else NOT_MEASURED,
             number(trial.drop) if is_measured(trial.drop) else NOT_MEASURED,
@@ -270,9 +271,8 @@ def trial_rows(report: Report) -> Rows:
         )
         for trial in report.trials
     ]
-    share = ("pruned share",) if pruned else ()
-    columns = ("kept float", "size", "speed", "held-out drop", "SQNR", "outcome")
-    return ("tried", *share, *columns), rows
+    chosen = (("pruned share",) if pruned else ()) + (("kept float",) if promoted else ())
+    return ("tried", *chosen, "size", "speed", "held-out drop", "SQNR", "outcome"), rows
 
 
 def _outcome(trial: Trial) -> str:
@@ -283,8 +283,8 @@ def _outcome(trial: Trial) -> str:
 
 
 def _told_apart(recipe: Sequence[str]) -> str:
-    """The passes that tell a recipe from others, one a line: not those that every one has."""
-    return ",\n".join(p for p in recipe if p not in ("cleanup", "fuse", "lower")) or "float32"
+    """The passes that tell a recipe from others: not those that every one has."""
+    return ", ".join(p for p in recipe if p not in ("cleanup", "fuse", "lower")) or "float32"
 
 
 def points(report: Report) -> tuple[Point, ...]:
