@@ -16,6 +16,7 @@ import edgec
 from edgec.agreement import AgreementRule, Same
 from edgec.data import Sample
 from edgec.devices.check import Samples, verify_on
+from edgec.passes import Cleanup
 from edgec.promise import Limits
 from edgec.targets import load_target
 from edgec.trial import Judge
@@ -212,6 +213,7 @@ def test_a_trial_of_a_mask_is_judged_by_its_decisions() -> None:
     validation = SimpleNamespace(samples=lambda: iter(samples))
     inputs: Any = SimpleNamespace(checks=[samples[0].feeds], validation=validation)
     judge = Judge(reference, load_target("arm64"), inputs, Limits())
-    steps: Any = [SimpleNamespace(model=sharper, size_bytes=0)]
+    cleaned = SimpleNamespace(changed=1)
+    steps: Any = [SimpleNamespace(model=sharper, size_bytes=0, pass_=Cleanup(), result=cleaned)]
     trial = judge(("cleanup",), 0, steps)
     assert trial.drop == 0.0 and trial.sqnr_db < 20.0  # an error of more than 10 %

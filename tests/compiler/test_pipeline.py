@@ -28,4 +28,4 @@ def test_passes_of_every_recipe_may_do_nothing_silently():
 def test_recipes_that_were_tried_are_named_by_what_tells_them_apart():
     assert _told_apart(("cleanup", "fuse", "quantize-static", "lower")) == "quantize-static"
     assert _told_apart(("cleanup", "fuse", "lower")) == "float32"
-    assert _told_apart(("quantize-static", "recover", "lower")) == "quantize-static,\nrecover"
+    assert _told_apart(("quantize-static", "recover", "lower")) == "quantize-static, recover"
