@@ -7,6 +7,7 @@ and that a dynamic dimension has one size across all inputs. Nothing is converte
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -59,31 +60,37 @@ def _checked_dtype(value: Value, item: Any) -> Array:
         if array.dtype.kind not in "UO":
             raise InputError(f"input '{value.name}' is {array.dtype}, expected strings")
         return array
+    if array.dtype == _native(value.dtype):
+        return array
     if not array.dtype.isnative:
         raise InputError(
             f"input '{value.name}' has the byte order of another machine ({array.dtype.str}); "
             f"convert it with .astype('{value.dtype}')"
         )
-    if array.dtype.name != value.dtype:
-        raise InputError(
-            f"input '{value.name}' is {array.dtype.name}, expected {value.dtype}; "
-            f"convert it with .astype('{value.dtype}')"
-        )
-    return array
+    raise InputError(
+        f"input '{value.name}' is {array.dtype.name}, expected {value.dtype}; "
+        f"convert it with .astype('{value.dtype}')"
+    )
+
+
+@functools.cache
+def _native(dtype: str) -> np.dtype[Any]:
+    return np.dtype(dtype)  # in this machine's byte order
 
 
 def _check_shape(value: Value, shape: tuple[int, ...], sizes: dict[str, tuple[int, str]]) -> None:
-    expected = "[" + ", ".join("?" if s is None else str(s) for s in value.shape) + "]"
+    if shape == value.shape:
+        return
     if len(shape) != len(value.shape):
         raise InputError(
             f"input '{value.name}' has {len(shape)} dimensions {list(shape)}, "
-            f"expected {len(value.shape)}: {expected}"
+            f"expected {len(value.shape)}: {_expected(value)}"
         )
     for axis, (size, wanted) in enumerate(zip(shape, value.shape, strict=True)):
         if isinstance(wanted, int) and size != wanted:
             raise InputError(
-                f"input '{value.name}' has size {size} in dimension {axis}, expected {expected}, "
-                f"got {list(shape)}"
+                f"input '{value.name}' has size {size} in dimension {axis}, "
+                f"expected {_expected(value)}, got {list(shape)}"
             )
         if isinstance(wanted, str):
             first, where = sizes.setdefault(wanted, (size, value.name))
@@ -92,6 +99,10 @@ def _check_shape(value: Value, shape: tuple[int, ...], sizes: dict[str, tuple[in
                     f"input '{value.name}' has {wanted} = {size}, input '{where}' has "
                     f"{wanted} = {first}; they must be equal"
                 )
+
+
+def _expected(value: Value) -> str:
+    return "[" + ", ".join("?" if size is None else str(size) for size in value.shape) + "]"
 
 
 def _listed(inputs: Sequence[Value]) -> str:
