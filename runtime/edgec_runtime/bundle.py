@@ -219,6 +219,7 @@ def _check_entries(manifest: Manifest, members: tuple[Member, ...]) -> None:
         raise BundleError(f"{MANIFEST} lists the entries in another order than the file")
     needed = [graph.file for graph in manifest.graphs.values()]
     needed += [name for g in manifest.golden for name in (g.inputs_file, g.outputs_file)]
+    needed += manifest.generation.files if manifest.generation is not None else ()
     for name in needed:
         if name not in listed or name == WEIGHTS:
             raise BundleError(f"the file '{name}' that {MANIFEST} names is missing")

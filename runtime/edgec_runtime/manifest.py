@@ -2,7 +2,8 @@
 
 The field names are the JSON keys. Reading is strict, since the file may come from anywhere:
 an unknown key, a wrong type or a session option outside the known list is an error that
-names its place. A new field raises FORMAT_VERSION, and an older runtime then says so.
+names its place. A new field raises FORMAT_VERSION, and an older runtime then says so;
+but a section that is absent where it is None (``_OPTIONAL``) leaves other bundles as they were.
 
 Left out on purpose: defaults for absent keys (the writer states every key), timings and
 anything else that depends on the machine that built the bundle.
@@ -20,9 +21,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from edgec_runtime.errors import BundleError, suggestion
+from edgec_runtime.generation import Generation, check_generation
 
 FORMAT_VERSION = 1
 MAX_MANIFEST_BYTES = 16 << 20
+_OPTIONAL = {"optional": True}  # metadata of a field whose key is absent where it is None
 
 # Session options that a bundle may set. Others are refused: ONNX Runtime accepts a misspelt
 # key silently, and some of its keys name files to read or to write.
@@ -202,6 +205,7 @@ class Manifest:
     image: Image | None = None
     labels: tuple[str, ...] | None = None
     golden: tuple[Golden, ...] = ()
+    generation: Generation | None = field(default=None, metadata=_OPTIONAL)  # language models
     results: Mapping[str, Any] = field(default_factory=dict)  # agreement, sqnr_db, judged_on
     provenance: Mapping[str, Any] = field(default_factory=dict)
     entries: tuple[Entry, ...] = ()  # every file but the manifest, in file order
@@ -272,11 +276,19 @@ def _check(manifest: Manifest) -> None:
                     f"manifest.json: session option '{key}' is not allowed"
                     f"{suggestion(key, SESSION_CONFIG)}"
                 )
+    if manifest.generation is not None:
+        if "main" not in manifest.graphs:
+            raise BundleError("manifest.json: generation: there is no graph 'main'")
+        check_generation(manifest.generation, manifest.graphs["main"])
 
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {
+            f.name: _plain(getattr(value, f.name))
+            for f in dataclasses.fields(value)
+            if not (f.metadata.get("optional") and getattr(value, f.name) is None)
+        }
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -300,13 +312,15 @@ def _build(cls: type, table: Any, where: str) -> object:
     if not isinstance(table, dict):
         raise BundleError(f"{where} must be an object")
     hints = _hints(cls)
+    optional = {f.name for f in dataclasses.fields(cls) if f.metadata.get("optional")}
     for key in table:
         if key not in hints:
             raise BundleError(f"{where}: unknown key '{key}'{suggestion(key, hints)}")
     for key in hints:
-        if key not in table:
+        if key not in table and key not in optional:
             raise BundleError(f"{where}: missing key '{key}'")
-    return cls(**{key: _convert(hints[key], table[key], f"{where}: {key}") for key in hints})
+    known = ((key, table[key]) for key in hints if key in table)
+    return cls(**{key: _convert(hints[key], item, f"{where}: {key}") for key, item in known})
 
 
 @functools.cache

@@ -1,0 +1,174 @@
+"""What a bundle says about a language model: the manifest's optional section ``generation``.
+
+It names the inputs and outputs of the graph ``main`` that a decoder's loop feeds and reads,
+the pairs of its key-value cache, the special tokens, and the entries of the bundle that hold
+tokenizer and chat template. Field names are JSON keys; every key is stated.
+
+The contract of the graph, with ``new`` tokens in this call and ``past`` tokens in the cache:
+
+    ids        int64 or int32 [batch, new]
+    mask       the same, [batch, past + new], 1 for a token and 0 for left padding
+    positions  the same, [batch, new]: tokens before this one in its row; 1 for padding
+    logits     [batch, new or 1, vocabulary]: the last row is read, so a graph that gives only
+               that one saves memory
+    pairs      past -> present, [batch, heads, length, head size], heads and size fixed numbers
+      growing: past has the length ``past``, which may be 0; present has past + new
+      shared:  past and present are one buffer of fixed or any length, the capacity; the graph
+               writes the new tokens at ``past``, the length of the mask less ``new``
+
+Several new tokens come with an empty cache, or with a batch of 1. Batches are padded left.
+
+Left out on purpose: encoder-decoders, beam search, caches in other layouts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from edgec_runtime.errors import BundleError, EdgecError
+
+if TYPE_CHECKING:
+    from edgec_runtime.manifest import Graph, Value
+
+_INDEX = ("int64", "int32")
+
+
+@dataclass(frozen=True)
+class CachePair:
+    """A tensor of the cache: the input that takes it and the output that gives it back."""
+
+    past: str
+    present: str
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen; every setting means what it means in transformers."""
+
+    temperature: float = 0.0  # 0: greedy, the token of the highest score; nothing is drawn
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0  # 1: off
+    min_p: float = 0.0  # 0: off
+    repetition_penalty: float = 1.0  # 1: off; applies to greedy choice as well
+
+    def check(self) -> None:
+        """Raise EdgecError for a setting out of range."""
+        ranges = (
+            ("temperature", 0 <= self.temperature < math.inf, "a number from 0 up"),
+            ("top_k", self.top_k >= 0, "a whole number from 0 up"),
+            ("top_p", 0 < self.top_p <= 1, "a number above 0, at most 1"),
+            ("min_p", 0 <= self.min_p <= 1, "a number from 0 to 1"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "a number above 0"),
+        )
+        for name, right, expected in ranges:
+            if not right:
+                raise EdgecError(f"{name} is {getattr(self, name)}, expected {expected}")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The section ``generation`` of the manifest."""
+
+    ids: str  # input: token ids
+    mask: str  # input: attention mask
+    positions: str | None  # input: position ids
+    logits: str  # output
+    pairs: tuple[CachePair, ...]
+    cache: Literal["growing", "shared"]
+    eos: tuple[int, ...]  # ids that end an answer
+    pad: int  # id that fills rows of a batch; any known id will do
+    bos: int | None
+    context_length: int  # tokens of prompt and answer together
+    prompt_chunk: int = 512  # tokens of a long prompt that one call takes; bounds its memory
+    # what generation_config states; temperature 0 unless it says do_sample
+    sampling: Sampling = field(default_factory=Sampling)
+    tokenizer: str | None = None  # entry: JSON of the library tokenizers
+    chat_template: str | None = None  # entry: jinja text, UTF-8
+    # names that a chat template may use: bos_token, eos_token, ... -> their text
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The entries of the bundle that it names."""
+        return tuple(name for name in (self.tokenizer, self.chat_template) if name is not None)
+
+
+def check_generation(generation: Generation, graph: Graph) -> None:
+    """Raise BundleError unless the section fits the signature of the graph ``main``."""
+    try:
+        generation.sampling.check()
+    except EdgecError as error:
+        raise _wrong(f"sampling.{error}") from error
+    if not generation.pairs:
+        raise _wrong("pairs is empty; expected the inputs and outputs of the key-value cache")
+    for name in ("context_length", "prompt_chunk"):
+        if getattr(generation, name) < 1:
+            raise _wrong(f"{name} is {getattr(generation, name)}, expected 1 or more")
+    if generation.chat_template is not None and generation.tokenizer is None:
+        raise _wrong("it has a chat_template and no tokenizer; expected both")
+    inputs = {value.name: value for value in graph.inputs}
+    outputs = {value.name: value for value in graph.outputs}
+    plain = (generation.ids, generation.mask, generation.positions)
+    fed = [name for name in plain if name is not None] + [pair.past for pair in generation.pairs]
+    given = [generation.logits, *(pair.present for pair in generation.pairs)]
+    for side, named, known in (("input", fed, inputs), ("output", given, outputs)):
+        for name in named:
+            if name not in known:
+                raise _wrong(f"it names the {side} '{name}', which the graph main lacks")
+        if len(set(named)) != len(named):
+            raise _wrong(f"it names an {side} twice")
+    unfed = next((name for name in inputs if name not in fed), None)
+    if unfed is not None:
+        raise _wrong(f"the input '{unfed}' of the graph main has no part in it")
+    for name in plain:
+        if name is not None and (inputs[name].dtype not in _INDEX or len(inputs[name].shape) != 2):
+            raise _wrong(
+                f"the input '{name}' is {inputs[name].dtype} {list(inputs[name].shape)}, expected "
+                "int64 or int32 [batch, tokens]"
+            )
+    for pair in generation.pairs:
+        _check_pair(inputs[pair.past], outputs[pair.present])
+    _check_tokens(generation, outputs[generation.logits])
+
+
+def _check_pair(past: Value, present: Value) -> None:
+    for value in (past, present):
+        if len(value.shape) != 4:
+            raise _wrong(
+                f"'{value.name}' of the cache has the shape {list(value.shape)}, expected "
+                "[batch, heads, length, head size]"
+            )
+    if not all(isinstance(past.shape[axis], int) for axis in (1, 3)):
+        raise _wrong(
+            f"the input '{past.name}' has the shape {list(past.shape)}, expected fixed numbers "
+            "of heads and head size"
+        )
+    if past.dtype != present.dtype:
+        raise _wrong(
+            f"the input '{past.name}' is {past.dtype}, the output '{present.name}' "
+            f"{present.dtype}; expected the same"
+        )
+
+
+def _check_tokens(generation: Generation, logits: Value) -> None:
+    if len(logits.shape) != 3:
+        raise _wrong(
+            f"the output '{logits.name}' has the shape {list(logits.shape)}, expected "
+            "[batch, tokens, vocabulary]"
+        )
+    size = logits.shape[2]
+    limit = size if isinstance(size, int) else 1 << 31
+    ids = {"eos": generation.eos, "pad": (generation.pad,)}
+    if generation.bos is not None:
+        ids["bos"] = (generation.bos,)
+    for name, tokens in ids.items():
+        for token in tokens:
+            if not 0 <= token < limit:
+                raise _wrong(f"{name} has the token {token}, expected 0 to {limit - 1}")
+
+
+def _wrong(what: str) -> BundleError:
+    return BundleError(f"manifest.json: generation: {what}")
