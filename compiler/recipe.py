@@ -81,18 +81,15 @@ def with_parameters(kind: type[P], parameters: Mapping[str, Any], where: str) ->
 
 def with_settings(passes: tuple[Pass, ...], settings: Sequence[str]) -> tuple[Pass, ...]:
     """The recipe with ``PASS.PARAMETER=VALUE`` settings of the command line applied."""
-    for setting in settings:
-        name, key, value = _split(setting)
+    for name, (where, parameters) in _by_pass(settings).items():
         if name not in _BY_NAME or name not in {p.name for p in passes}:
             names = ", ".join(p.name for p in passes)
             raise RecipeError(
-                f"--set {setting}: no pass '{name}' in this recipe"
+                f"{where}: no pass '{name}' in this recipe"
                 f"{suggestion(name, [p.name for p in passes])}; it has {names}"
             )
         passes = tuple(
-            make_pass(name, {**parameters_of(p), key: value}, f"--set {setting}")
-            if p.name == name
-            else p
+            make_pass(name, parameters_of(p) | parameters, where) if p.name == name else p
             for p in passes
         )
     return passes
@@ -100,15 +97,13 @@ def with_settings(passes: tuple[Pass, ...], settings: Sequence[str]) -> tuple[Pa
 
 def check_settings(settings: Sequence[str]) -> None:
     """Refuse settings that no recipe could take, before the minutes of an export."""
-    for setting in settings:
-        name, key, value = _split(setting)
-        if name in _BY_NAME:
-            make_pass(name, {key: value}, f"--set {setting}")
-        else:
+    for name, (where, parameters) in _by_pass(settings).items():
+        if name not in _BY_NAME:
             raise RecipeError(
-                f"--set {setting}: unknown pass '{name}'{suggestion(name, _BY_NAME)}; "
+                f"{where}: unknown pass '{name}'{suggestion(name, _BY_NAME)}; "
                 f"the passes are {', '.join(_BY_NAME)}"
             )
+        make_pass(name, parameters, where)
 
 
 def parameters_of(pass_: Pass) -> dict[str, Any]:
@@ -269,6 +264,19 @@ def _read(path: pathlib.Path) -> str:
         raise RecipeError(f"recipe {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"recipe {path}: not valid TOML: {error}") from error
+
+
+def _by_pass(settings: Sequence[str]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Pass -> its settings as they were given, for messages, and its parameters.
+
+    Together: one parameter may need another, whichever was given first.
+    """
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    for setting in settings:
+        name, key, value = _split(setting)
+        where, parameters = found.get(name, ("", {}))
+        found[name] = f"{where} --set {setting}".strip(), parameters | {key: value}
+    return found
 
 
 def _split(setting: str) -> tuple[str, str, Any]:

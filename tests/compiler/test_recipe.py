@@ -106,6 +106,17 @@ def test_settings_change_one_pass_and_keep_the_rest() -> None:
     assert recipe.parameters_of(both[1])["block_size"] == 64
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_settings_of_a_pass_count_together_whichever_is_given_first(order: int) -> None:
+    settings = ["recover.bits_from=8", "recover.rate=0.1", "recover.bias_rate=0"][::order]
+    recipe.check_settings(settings)
+    (made,) = recipe.with_settings(recipe.load_recipe("recover"), settings)
+    assert recipe.parameters_of(made)["bits_from"] == 8
+    for wrong in ("recover.rat=1", "recover.rate=fast"):
+        with pytest.raises(RecipeError, match="--set recover.bias_rate=0 --set recover.rat"):
+            recipe.check_settings(["recover.bias_rate=0", wrong])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
