@@ -60,10 +60,8 @@ _LEAST_SHARE = 1 / 1024  # of a scale's first value: it stays positive whatever 
 class TorchGraph(torch.nn.Module):
     """The graph as a module; ``to_torch`` makes one."""
 
-    def __init__(
-        self, model: ir.Model, weights: Mapping[str, Tensor], scales: Scales, bits_from: int
-    ) -> None:
-        """weights: float values to start integer weights from. scales: those to be learned."""
+    def __init__(self, model: ir.Model, scales: Scales, bits_from: int) -> None:
+        """scales: those to be learned."""
         super().__init__()
         self._steps = steps(model)
         self._inputs = tuple(str(value.name) for value in model.graph.inputs)
@@ -77,7 +75,7 @@ class TorchGraph(torch.nn.Module):
         self._scales = scales
         self._parameters_in_order = torch.nn.ParameterList()
         for name, value in model.graph.initializers.items():
-            self._add(name, value, weights.get(name))
+            self._add(name, value)
         self._last_use = last_uses(self._steps)
 
     def forward(
@@ -247,7 +245,7 @@ class TorchGraph(torch.nn.Module):
         """Points of a weight's grid for each integer."""
         return int(2 ** math.ceil(self._extra_bits.get(weight, 0) * wider))
 
-    def _add(self, name: str, value: ir.Value, start: Tensor | None) -> None:
+    def _add(self, name: str, value: ir.Value) -> None:
         stored = value.const_value
         if stored is None:
             raise PassError(f"initializer '{name}' has no data")
@@ -260,7 +258,7 @@ class TorchGraph(torch.nn.Module):
             self._latents[name], self._ranges[name] = node, (low, high)
             if (extra := self._bits_from - int(high - low).bit_length()) > 0:
                 self._extra_bits[name] = extra
-            self._learn(name, floats if start is None else start.reshape(floats.shape))
+            self._learn(name, floats)
         elif stored.dtype == ir.DataType.FLOAT and _is_weight(value):
             self._learn(name, torch.from_numpy(stored.numpy().copy()))
         else:
@@ -273,17 +271,10 @@ class TorchGraph(torch.nn.Module):
         self._parameters_in_order.append(torch.nn.Parameter(start.clone().float()))
 
 
-def to_torch(
-    model: ir.Model,
-    weights: Mapping[str, np.ndarray[Any, Any]] | None = None,
-    *,
-    learn_scales: bool = False,
-    bits_from: int = 0,
-) -> TorchGraph:
+def to_torch(model: ir.Model, *, learn_scales: bool = False, bits_from: int = 0) -> TorchGraph:
     """The twin of a graph.
 
-    weights: float values from which integer weights start, by the name of the integer
-    initializer; without one it starts from its dequantized value.
+    Integer weights start from their dequantized values.
     learn_scales: scales of QuantizeLinear and DequantizeLinear are parameters too.
     bits_from: width of the finest grid of integer weights, where they have fewer bits.
     Raises PassError naming the node that the twin cannot run, and below opset 13, where
@@ -295,12 +286,8 @@ def to_torch(
             f"training needs opset {_LEAST_OPSET} or newer, the model has {opset}; "
             "export it with a newer opset"
         )
-    starts = {
-        name: torch.from_numpy(np.array(array, np.float32))
-        for name, array in (weights or {}).items()
-    }
     scales = learnable_scales(model) if learn_scales else Scales({}, {})
-    return TorchGraph(model, starts, scales, bits_from)
+    return TorchGraph(model, scales, bits_from)
 
 
 def claimed_operators() -> tuple[str, ...]:
