@@ -74,7 +74,8 @@ def test_what_is_imported_is_required() -> None:
     allowed |= {"coremltools"}  # of the device coreml, imported in its own environment
     assert compiler <= allowed, compiler - allowed
     runtime = imported("runtime/edgec_runtime") - {"edgec_runtime"}
-    assert runtime <= required(RUNTIME) == {"numpy", "onnxruntime"}
+    assert required(RUNTIME) == {"numpy", "onnxruntime"}
+    assert runtime <= required(RUNTIME, "text")
 
 
 def test_versions_agree() -> None:

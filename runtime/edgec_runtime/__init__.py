@@ -18,6 +18,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from edgec_runtime.cache import Memory, PromptCache, memory_needed
     from edgec_runtime.errors import (
         AdapterError,
         BundleError,
@@ -25,27 +26,36 @@ if TYPE_CHECKING:
         InputError,
         TargetMismatchError,
     )
+    from edgec_runtime.generate import Completion
     from edgec_runtime.session import Model, load
 
 _HOME = {
     "AdapterError": "edgec_runtime.errors",
     "BundleError": "edgec_runtime.errors",
+    "Completion": "edgec_runtime.generate",
     "EdgecError": "edgec_runtime.errors",
     "InputError": "edgec_runtime.errors",
+    "Memory": "edgec_runtime.cache",
     "Model": "edgec_runtime.session",
+    "PromptCache": "edgec_runtime.cache",
     "TargetMismatchError": "edgec_runtime.errors",
     "load": "edgec_runtime.session",
+    "memory_needed": "edgec_runtime.cache",
 }
 
 __all__ = [
     "AdapterError",
     "BundleError",
+    "Completion",
     "EdgecError",
     "InputError",
+    "Memory",
     "Model",
+    "PromptCache",
     "TargetMismatchError",
     "__version__",
     "load",
+    "memory_needed",
 ]
 
 

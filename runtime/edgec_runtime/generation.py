@@ -28,7 +28,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from edgec_runtime.errors import BundleError, EdgecError
+from edgec_runtime.errors import BundleError, InputError
 
 if TYPE_CHECKING:
     from edgec_runtime.manifest import Graph, Value
@@ -55,7 +55,11 @@ class Sampling:
     repetition_penalty: float = 1.0  # 1: off; applies to greedy choice as well
 
     def check(self) -> None:
-        """Raise EdgecError for a setting out of range."""
+        """Raise InputError for a setting of the wrong type or out of range."""
+        for name, value in vars(self).items():
+            kinds: tuple[type, ...] = (int,) if name == "top_k" else (int, float)
+            if isinstance(value, bool) or not isinstance(value, kinds):
+                raise InputError(f"{name} is {value!r}, expected {kinds[-1].__name__}")
         ranges = (
             ("temperature", 0 <= self.temperature < math.inf, "a number from 0 up"),
             ("top_k", self.top_k >= 0, "a whole number from 0 up"),
@@ -65,7 +69,7 @@ class Sampling:
         )
         for name, right, expected in ranges:
             if not right:
-                raise EdgecError(f"{name} is {getattr(self, name)}, expected {expected}")
+                raise InputError(f"{name} is {getattr(self, name)}, expected {expected}")
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ def check_generation(generation: Generation, graph: Graph) -> None:
     """Raise BundleError unless the section fits the signature of the graph ``main``."""
     try:
         generation.sampling.check()
-    except EdgecError as error:
+    except InputError as error:
         raise _wrong(f"sampling.{error}") from error
     if not generation.pairs:
         raise _wrong("pairs is empty; expected the inputs and outputs of the key-value cache")
@@ -123,8 +127,8 @@ def check_generation(generation: Generation, graph: Graph) -> None:
     unfed = next((name for name in inputs if name not in fed), None)
     if unfed is not None:
         raise _wrong(f"the input '{unfed}' of the graph main has no part in it")
-    for name in plain:
-        if name is not None and (inputs[name].dtype not in _INDEX or len(inputs[name].shape) != 2):
+    for name in filter(None, plain):
+        if inputs[name].dtype not in _INDEX or len(inputs[name].shape) != 2:
             raise _wrong(
                 f"the input '{name}' is {inputs[name].dtype} {list(inputs[name].shape)}, expected "
                 "int64 or int32 [batch, tokens]"

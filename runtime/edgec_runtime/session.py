@@ -7,7 +7,7 @@
 session as the manifest says. ``Model`` checks what it is called with and is thread safe.
 Nothing is printed and nothing leaves the machine: telemetry and logs are off.
 
-Left out on purpose: io_binding, streaming, several graphs at once, retries on another
+Left out on purpose: several graphs at once, retries on another
 execution provider (a slower one is never taken silently; ONNX Runtime itself does so when
 a provider is absent or fails to start).
 """
@@ -16,33 +16,36 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import functools
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from edgec_runtime import plugins
 from edgec_runtime.adapters import SLOT, Adapter, Slot, open_adapter
 from edgec_runtime.bundle import Bundle, Check, read_bundle
-from edgec_runtime.errors import BundleError, EdgecError, InputError, TargetMismatchError
+from edgec_runtime.errors import EdgecError, InputError
 from edgec_runtime.feeds import Array, check_feeds
-from edgec_runtime.machine import Machine, this_machine
-from edgec_runtime.manifest import Manifest, Session, Value
-from edgec_runtime.versions import version_matches
+from edgec_runtime.generate import generate as generate_text
+from edgec_runtime.machine import this_machine
+from edgec_runtime.manifest import Manifest, Value
+from edgec_runtime.open_session import (
+    check_signature,
+    check_target,
+    dtype_name,
+    from_onnxruntime,
+    one_line,
+    open_session,
+    thread_count,
+)
+from edgec_runtime.text import Text, open_text
 
 if TYPE_CHECKING:
     import onnxruntime
 
     from edgec_runtime.golden import SelfTest
 
-_MAX_THREADS = 1024
-_SILENT = 4  # ONNX Runtime's severity "fatal"
-_ORT_DTYPES = {"float": "float32", "double": "float64"}
-# provider -> its option for the number of threads; the others follow the session's
-_THREAD_OPTIONS = {"OpenVINOExecutionProvider": "num_of_threads"}
-# provider -> options without which it takes fewer nodes
-_OPTIONS = {"CoreMLExecutionProvider": {"ModelFormat": "MLProgram"}}
-_ASSIGNMENT = "session.record_ep_graph_assignment_info"
+_Result = TypeVar("_Result")
 
 
 def load(
@@ -69,11 +72,11 @@ def load(
     bundle = read_bundle(path, check)
     manifest, machine = bundle.manifest, this_machine()
     if not any_target:
-        _check_target(bundle, machine)
-    count = _threads(threads, manifest.session)
+        check_target(bundle, machine)
+    count = thread_count(threads, manifest.session)
     chosen = provider_options or {}
-    session = _open(bundle, machine, count, mapped, any_target, chosen)
-    _check_signature(bundle, session)
+    session = open_session(bundle, machine, count, mapped, any_target, chosen)
+    check_signature(bundle, session)
     return Model(bundle, session, count)
 
 
@@ -96,24 +99,17 @@ class Model:
         """
         return self.run(check_feeds(self.inputs, arrays, feeds))
 
+    generate = generate_text
+
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run feeds that ``check_feeds`` passed; the part of a call that is worth timing."""
-        if os.getpid() != self._process:
-            raise EdgecError(
-                f"model {self.path}: it was loaded before this process was forked and its "
-                "threads are gone; load it in the child, or use the start method 'spawn'"
-            )
-        adapter = self._adapter  # read once: another thread may swap it
-        options = None if adapter is None else adapter.options()
-        try:
-            outputs = self._session.run(self._names, dict(feeds), options)
-        except Exception as error:  # onnxruntime's errors derive from Exception alone
-            if not _from_onnxruntime(error):
-                raise
-            raise InputError(
-                f"model {self.path}: cannot run these inputs: {_line(error)}"
-            ) from error
-        return dict(zip(self._names, outputs, strict=True))
+        names, arrays = self._names, dict(feeds)
+        outputs = self._guarded(lambda options: self._session.run(names, arrays, options))
+        return dict(zip(names, outputs, strict=True))
+
+    def run_bound(self, binding: onnxruntime.IOBinding) -> None:
+        """Run with inputs and outputs bound to tensors; see ``session.io_binding()``."""
+        self._guarded(lambda options: self._session.run_with_iobinding(binding, options))
 
     def use_adapter(self, path: str | os.PathLike[str] | None) -> None:
         """Answer with an adapter from the next call on; None: as the bundle itself does.
@@ -168,7 +164,7 @@ class Model:
     def slots(self) -> tuple[Slot, ...]:
         """The inputs with defaults that an adapter fills; empty if the bundle has none."""
         return tuple(
-            Slot(value.name, _dtype(value.type), tuple(value.shape))
+            Slot(value.name, dtype_name(value.type), tuple(value.shape))
             for value in self._session.get_overridable_initializers()
             if value.name.startswith(SLOT)
         )
@@ -182,6 +178,19 @@ class Model:
     def manifest(self) -> Manifest:
         """Everything that the bundle says about itself."""
         return self._bundle.manifest
+
+    @property
+    def session(self) -> onnxruntime.InferenceSession:
+        """The open session of the graph ``main``."""
+        return self._session
+
+    @functools.cached_property
+    def text(self) -> Text:
+        """The tokenizer and chat template of a language model.
+
+        Raises InputError if the bundle has none, EdgecError if ``tokenizers`` is not installed.
+        """
+        return open_text(self._bundle)
 
     @property
     def labels(self) -> tuple[str, ...] | None:
@@ -218,6 +227,23 @@ class Model:
         """The bundle, links resolved."""
         return self._bundle.path
 
+    def _guarded(self, run: Callable[[onnxruntime.RunOptions | None], _Result]) -> _Result:
+        """A run with the adapter in use; what ONNX Runtime refuses becomes an InputError."""
+        if os.getpid() != self._process:
+            raise EdgecError(
+                f"model {self.path}: it was loaded before this process was forked and its "
+                "threads are gone; load it in the child, or use the start method 'spawn'"
+            )
+        adapter = self._adapter  # read once: another thread may swap it
+        try:
+            return run(None if adapter is None else adapter.options())
+        except Exception as error:  # onnxruntime's errors derive from Exception alone
+            if not from_onnxruntime(error):
+                raise
+            raise InputError(
+                f"model {self.path}: cannot run these inputs: {one_line(error)}"
+            ) from error
+
     def __repr__(self) -> str:
         """Name, version, target and file."""
         m = self.manifest
@@ -230,152 +256,3 @@ class Model:
         """
         if os is not None and os.getpid() != getattr(self, "_process", os.getpid()):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
-
-
-def _check_target(bundle: Bundle, machine: Machine) -> None:
-    target = bundle.manifest.target
-    if target.arch == machine.arch and machine.os in target.os:
-        return
-    raise TargetMismatchError(
-        f"bundle {bundle.path}: built for {target.name} ({target.arch}; {', '.join(target.os)}), "
-        f"this is {machine.arch} on {machine.os}; build it for this device, or load it with "
-        "any_target=True to run it slower or less exactly"
-    )
-
-
-def _threads(given: int | None, session: Session) -> int:
-    """The number of threads: the argument, else EDGEC_THREADS, else the manifest."""
-    text = os.environ.get("EDGEC_THREADS", "")
-    where, value = "threads", given
-    if given is None and text:
-        where = "EDGEC_THREADS"
-        value = int(text) if text.isascii() and text.isdigit() else -1
-    if value is None:
-        return session.threads
-    if type(value) is not int or not 0 <= value <= _MAX_THREADS:
-        shown = repr(text) if where == "EDGEC_THREADS" else repr(given)
-        raise EdgecError(f"{where} is {shown}, expected a whole number from 0 to {_MAX_THREADS}")
-    return value
-
-
-def _open(
-    bundle: Bundle,
-    machine: Machine,
-    threads: int,
-    mapped: bool,
-    any_target: bool,
-    chosen: Mapping[str, Mapping[str, str]],
-) -> onnxruntime.InferenceSession:
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when onnxruntime is imported
-    import onnxruntime
-
-    settings = bundle.manifest.session
-    _check_version(bundle, onnxruntime.__version__)
-    plugins.register(settings.providers)
-    providers = _providers(bundle, onnxruntime.get_available_providers(), any_target)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _SILENT
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    config = dict(settings.config)
-    for feature, entries in settings.without.items():
-        if feature not in machine.features:
-            config |= entries
-    if mapped or not settings.prepacking:
-        config["session.disable_prepacking"] = "1"
-    config["session.model_external_initializers_file_folder_path"] = str(bundle.path.parent)
-    if len(providers) > 1:
-        config[_ASSIGNMENT] = "1"
-    named = {
-        name: {**_provider_options(name, threads), **chosen.get(name, {})} for name in providers
-    }
-    try:
-        for key, value in config.items():
-            options.add_session_config_entry(key, value)
-        added = [name for name in providers if plugins.add(options, name, named[name])]
-        session = onnxruntime.InferenceSession(
-            bundle.graph(),
-            options,
-            providers=None if added else list(named.items()),
-            disabled_optimizers=list(settings.disabled_optimizers),
-            enable_fallback=0,  # its fallback prints to stdout
-        )
-    except (RuntimeError, ValueError, NotImplementedError, UnicodeError) as error:
-        raise BundleError(
-            f"bundle {bundle.path}: ONNX Runtime refuses it: {_line(error)}"
-        ) from error
-    except Exception as error:  # onnxruntime's errors derive from Exception alone
-        if not _from_onnxruntime(error):
-            raise
-        raise BundleError(
-            f"bundle {bundle.path}: ONNX Runtime refuses it: {_line(error)}"
-        ) from error
-    failed = [name for name in providers if name not in session.get_providers()]
-    if failed:  # ONNX Runtime only warns, and computes everything on the CPU provider
-        raise EdgecError(
-            f"bundle {bundle.path}: the execution provider '{failed[0]}' is installed but does "
-            "not start on this machine; repair its installation, or build for another target"
-        )
-    return session
-
-
-def _providers(bundle: Bundle, available: Sequence[str], any_target: bool) -> list[str]:
-    """The manifest's execution providers; with any_target those of them that there are."""
-    wanted = bundle.manifest.session.providers
-    present = [name for name in wanted if name in available]
-    if present == list(wanted) or (any_target and present):
-        return present
-    [missing, *_] = [name for name in wanted if name not in available]
-    plugin = plugins.PLUGINS.get(missing)
-    what = f"pip install {plugin.package}" if plugin else "install the onnxruntime package with it"
-    raise EdgecError(
-        f"bundle {bundle.path}: it needs the execution provider '{missing}'; this "
-        f"onnxruntime has {', '.join(available)}; {what}, "
-        "or load it with any_target=True to run it slower or less exactly"
-    )
-
-
-def _provider_options(name: str, threads: int) -> dict[str, str]:
-    """Options that it needs, and its number of threads; 0 lets the provider choose."""
-    option = _THREAD_OPTIONS.get(name)
-    counted = {option: str(threads)} if option is not None and threads else {}
-    return {**_OPTIONS.get(name, {}), **counted}
-
-
-def _check_version(bundle: Bundle, installed: str) -> None:
-    wanted = bundle.manifest.onnxruntime
-    if not version_matches(installed, wanted):
-        raise BundleError(
-            f"bundle {bundle.path}: it needs onnxruntime {wanted}, installed is {installed}; "
-            f"pip install 'onnxruntime{wanted}'"
-        )
-
-
-def _check_signature(bundle: Bundle, session: onnxruntime.InferenceSession) -> None:
-    """The graph has the inputs and outputs that the manifest states."""
-    graph = bundle.manifest.graphs["main"]
-    sides = (
-        ("inputs", graph.inputs, session.get_inputs()),
-        ("outputs", graph.outputs, session.get_outputs()),
-    )
-    for side, stated, actual in sides:
-        if [(v.name, v.dtype) for v in stated] != [(a.name, _dtype(a.type)) for a in actual]:
-            raise BundleError(
-                f"bundle {bundle.path}: the {side} of its graph are "
-                f"{[(a.name, _dtype(a.type)) for a in actual]}, its manifest says "
-                f"{[(v.name, v.dtype) for v in stated]}"
-            )
-
-
-def _dtype(kind: str) -> str:
-    """``tensor(float)`` -> ``float32``."""
-    name = kind.removeprefix("tensor(").removesuffix(")")
-    return _ORT_DTYPES.get(name, name)
-
-
-def _from_onnxruntime(error: Exception) -> bool:
-    return type(error).__module__.startswith("onnxruntime")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:500]

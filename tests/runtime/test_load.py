@@ -19,6 +19,7 @@ from bundle_samples import WEIGHT, chain_graph, forge, sample_manifest, write_sa
 import edgec_runtime
 from edgec_runtime import bundle, manifest, session
 from edgec_runtime.errors import BundleError, EdgecError, InputError, TargetMismatchError
+from edgec_runtime.versions import version_matches
 
 X = np.random.default_rng(1).standard_normal((3, 8), dtype=np.float32)
 
@@ -145,7 +146,7 @@ def test_an_empty_thread_variable_counts_as_unset(
     ],
 )
 def test_version_ranges(version: str, wanted: str, matches: bool) -> None:
-    assert session.version_matches(version, wanted) is matches
+    assert version_matches(version, wanted) is matches
 
 
 def test_another_onnxruntime_is_refused(tmp_path: pathlib.Path) -> None:
