@@ -55,7 +55,7 @@ from edgec.adaptation import adapt  # noqa: E402
 from edgec.passes import Context  # noqa: E402
 from edgec.passes.adapt import Adapt  # noqa: E402
 from edgec.passes.adapter_slots import trainable_form  # noqa: E402
-from edgec.passes.continual import choose, write_memory  # noqa: E402
+from edgec.passes.continual import Memory, choose, write_memory  # noqa: E402
 from edgec.passes.curriculum import Example  # noqa: E402
 from edgec.passes.execution import open_session, run_feeds  # noqa: E402
 from edgec.passes.head import find_head  # noqa: E402
@@ -196,7 +196,10 @@ def _one_seed(
     with tempfile.TemporaryDirectory() as folder:
         memory = pathlib.Path(folder) / "a.memory.npz"
         samples = [Example(f, c) for f, c in zip(first.feeds(), first.labels(), strict=True)]
-        write_memory(memory, choose(base, find_head(base), samples, MEMORY))
+        picked = [s for own in choose(base, find_head(base), samples, MEMORY).values() for s in own]
+        # every fourth chooses the best state, though the network of A has seen it
+        kept = tuple(s for i, s in enumerate(picked) if i % 4 != 3)
+        write_memory(memory, Memory(kept, tuple(picked[3::4])))
         for method, settings in METHODS.items():
             chosen = Adapt(
                 classes=10,

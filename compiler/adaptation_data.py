@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgec.data import LABEL, Dataset, labels_of, open_data
+from edgec.data import LABEL, Dataset, Sample, labels_of, open_data
 from edgec.errors import DataError
 from edgec.inputs import VALIDATION_SHARE
 from edgec.passes import Context
 from edgec.passes.adapt import Adapt
-from edgec.passes.continual import read_memory, split_memory
+from edgec.passes.continual import Memory, read_memory
 from edgec.passes.head import Head, find_head
 from edgec.shapes import input_specs
 from edgec.source import Data
@@ -65,8 +65,14 @@ class Lessons:
         chosen: Adapt,
         seed: int,
     ) -> Lessons:
-        """Open and check all of it. Raises DataError."""
+        """Open and check all of it; what the memory holds is neither learned nor judged anew.
+
+        Raises DataError, and PassError for a memory that is none.
+        """
         specs = input_specs(form)
+        memory = Memory()
+        if chosen.memory:
+            memory = read_memory(pathlib.Path(chosen.memory), form)
         given = open_data(data, specs, "adaptation")
         judged = None if evaluation is None else open_data(evaluation, specs, "evaluation")
         before = None
@@ -74,10 +80,11 @@ class Lessons:
             before = open_data(old_evaluation, specs, "old evaluation")
         for one in (judged, before):
             given = given if one is None else given.without(one.kept_digests())
+        given = given.without(Sample(s.feeds, {}).digest for s in memory.all())
         if not len(given):
             raise DataError(
-                "adaptation and evaluation hold the same samples; give different data, or leave "
-                "--evaluation out: a part of the data is then held out"
+                "adaptation and evaluation or memory hold the same samples; give different data, "
+                "or leave --evaluation out: a part of the data is then held out"
             )
         learned, held_out = given.split(VALIDATION_SHARE, seed)
         new, new_on = (held_out, "held-out samples") if judged is None else (judged, "evaluation")
@@ -85,9 +92,12 @@ class Lessons:
         old_on = ""
         if before is not None:
             old, old_on = _labelled(before), "old evaluation"
-        elif chosen.memory:
-            _, kept = split_memory(read_memory(pathlib.Path(chosen.memory), form))
-            old, old_on = [(s.feeds, s.labels) for s in kept], "held-out samples of the memory"
+        elif memory.held_out:
+            old_on = "held-out samples of the memory"
+            old = [(s.feeds, s.labels) for s in memory.held_out]
+        elif memory.learned:
+            old_on = "the memory, which was learned from: it has no held-out samples"
+            old = [(s.feeds, s.labels) for s in memory.learned]
         if not len(new):
             new, new_on = learned, "the samples learned from: too few to hold some out"
         return Lessons(learned, held_out, _labelled(new), old, new_on, old_on, find_head(form))

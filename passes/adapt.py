@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 import numpy as np
 import onnx_ir as ir
 
-from edgec.passes.continual import choose, fisher, known_classes, read_memory, split_memory
+from edgec.passes.continual import Memory, fisher, known_classes, read_memory, remembered
 from edgec.passes.contract import Context, PassError, Result, Samples, Skip, Stage
 from edgec.passes.course import Lore, Ties, scores, train
 from edgec.passes.curriculum import LABEL, Example, examples
@@ -63,7 +63,7 @@ class Adapted:
     """What a training gave.
 
     matrices: of the branches, ``down`` and ``up`` by layer, alpha / rank inside; for method
-    "lora". memory: the samples to keep for the next round, earlier ones first.
+    "lora". memory: of this round and of earlier ones, for the next.
     """
 
     model: ir.Model
@@ -71,7 +71,7 @@ class Adapted:
     head: Head
     branches: tuple[Branch, ...] = ()
     matrices: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)
-    memory: tuple[Example, ...] = ()
+    memory: Memory = field(default_factory=Memory)
     skipped: tuple[Skip, ...] = ()
 
 
@@ -86,7 +86,7 @@ class Adapt(TrainingSettings):
     name: ClassVar[str] = "adapt"
     stage: ClassVar[Stage] = Stage.TRAIN
     lossless: ClassVar[bool] = False
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     method: Method = "full"
     classes: int = 0  # of a head of another size; 0: the head stays
@@ -198,9 +198,10 @@ class Adapt(TrainingSettings):
         twin.write_back(work)
         if work is not model:
             _take(model, work, head.names())
-        memory = tuple(lore.memory) + tuple(lore.held_memory)
+        memory = Memory(tuple(lore.memory), tuple(lore.held_memory))
         if self.remember:
-            memory += tuple(choose(work, head, lore.samples, self.remember))
+            sides = lore.samples, lore.held_out
+            memory = memory.joined(remembered(work, head, *sides, self.remember))
         return Adapted(model, outcome, head, found, matrices, memory, skipped)
 
     def _lore(self, model: ir.Model, context: Context, head: Head) -> Lore:
@@ -209,10 +210,9 @@ class Adapt(TrainingSettings):
         held_out: list[Example] = []
         if context.validation is not None and len(context.validation):
             held_out = _labelled(context.validation, context.validation_labels, head)
-        memory = read_memory(pathlib.Path(self.memory), model) if self.memory else []
-        _check_classes(memory, head.classes, f"memory {self.memory}")
-        kept, held = split_memory(memory)
-        return Lore(samples, kept, held_out, held)
+        memory = read_memory(pathlib.Path(self.memory), model) if self.memory else Memory()
+        _check_classes(memory.all(), head.classes, f"memory {self.memory}")
+        return Lore(samples, memory.learned, held_out, memory.held_out)
 
     def _with_branches(
         self, model: ir.Model, found: Sequence[Branch], seed: int

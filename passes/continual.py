@@ -1,8 +1,10 @@
 """What keeps a model from forgetting: a memory of earlier tasks, and what is made of it.
 
 Memory: a few samples of each class, chosen by herding, so that their mean is the class's in
-the eyes of the model (iCaRL, Rebuffi et al. 2017, arXiv:1611.07725, algorithm 4). It is an
-ordinary labelled .npz, that can be looked at, shortened and given as data.
+the eyes of the model (iCaRL, Rebuffi et al. 2017, arXiv:1611.07725, algorithm 4). A quarter
+comes from samples that were held out when the others were trained on, and stays held out in
+every later round: no round is judged by what an earlier one learned. A memory is an ordinary
+labelled .npz, that can be looked at, shortened and given as data.
 Elastic weight consolidation: how much each weight matters to the memory's samples, as the
 diagonal of the Fisher information (Kirkpatrick et al. 2017, arXiv:1612.00796, section 2.1).
 How the two are used, and learning without forgetting, is in `edgec.passes.course`.
@@ -12,10 +14,12 @@ Left out: generated samples instead of stored ones, and Fisher information kept 
 
 from __future__ import annotations
 
+import itertools
 import os
 import pathlib
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,13 +38,31 @@ if TYPE_CHECKING:
 
 Scores = Callable[[Mapping[str, "Tensor"]], "Tensor"]  # a twin's values -> [rows, classes]
 
-_HELD_OUT = 4  # every so many-th sample of a memory is held out
+_HELD_OUT = "held_out"  # the key of what tells the samples of a memory apart
+_HELD_SHARE = 4  # one of so many samples is held out
 _FISHER_SAMPLES = 256  # at most, evenly spaced
 
 
-def read_memory(path: pathlib.Path, model: ir.Model) -> list[Example]:
+@dataclass(frozen=True)
+class Memory:
+    """Samples of earlier rounds, labelled. held_out: no round trains on them."""
+
+    learned: tuple[Example, ...] = ()
+    held_out: tuple[Example, ...] = ()
+
+    def all(self) -> tuple[Example, ...]:
+        """Every sample there is."""
+        return (*self.learned, *self.held_out)
+
+    def joined(self, later: Memory) -> Memory:
+        """This one's samples, then those of a later round."""
+        return Memory((*self.learned, *later.learned), (*self.held_out, *later.held_out))
+
+
+def read_memory(path: pathlib.Path, model: ir.Model) -> Memory:
     """The samples of a memory, in the order of the file.
 
+    Of a labelled .npz that does not say what is held out, every fourth sample is.
     Raises PassError if the file is missing, is no memory, or is one of another model's inputs.
     """
     try:
@@ -74,36 +96,43 @@ def read_memory(path: pathlib.Path, model: ir.Model) -> list[Example]:
             f"adapt: memory {path}: its arrays hold {sorted(counts)} samples, expected one and the "
             "same number, above 0; mend the file, or remember anew"
         )
-    return [
+    samples = [
         Example(
             {str(v.name): arrays[str(v.name)][i] for v in inputs},
             {LABEL: np.atleast_1d(labels[i]).reshape(-1).astype(np.int64)},
         )
         for i in range(len(labels))
     ]
+    apart = arrays.get(_HELD_OUT, np.arange(len(labels)) % _HELD_SHARE == _HELD_SHARE - 1)
+    if apart.dtype != bool or apart.shape != (len(labels),) or apart.all():
+        raise PassError(
+            f"adapt: memory {path}: '{_HELD_OUT}' is {apart.dtype} {list(apart.shape)}, expected "
+            f"true or false for each of the {len(labels)} samples, and not true for all of them; "
+            "mend the file, or remember anew"
+        )
+    return Memory(
+        tuple(s for s, held in zip(samples, apart, strict=True) if not held),
+        tuple(s for s, held in zip(samples, apart, strict=True) if held),
+    )
 
 
-def split_memory(memory: Sequence[Example]) -> tuple[list[Example], list[Example]]:
-    """What is learned from, and every fourth sample, which is held out to judge by."""
-    held = memory[_HELD_OUT - 1 :: _HELD_OUT]
-    return [s for i, s in enumerate(memory) if i % _HELD_OUT != _HELD_OUT - 1], list(held)
-
-
-def write_memory(path: pathlib.Path, memory: Sequence[Example]) -> None:
+def write_memory(path: pathlib.Path, memory: Memory) -> None:
     """Write a memory, whole or not at all; the same samples give the same bytes.
 
     Raises PassError if the samples differ in shape.
     """
+    samples = memory.all()
     arrays: dict[str, Array] = {}
-    for name in memory[0].feeds:
-        shapes = {sample.feeds[name].shape for sample in memory}
+    for name in samples[0].feeds:
+        shapes = {sample.feeds[name].shape for sample in samples}
         if len(shapes) > 1:
             raise PassError(
                 f"adapt: input '{name}' has samples of {len(shapes)} shapes; a memory holds one: "
                 "bring the samples to one shape, or set remember to 0"
             )
-        arrays[name] = np.stack([sample.feeds[name] for sample in memory])
-    arrays[LABEL] = np.stack([next(iter(sample.labels.values())) for sample in memory])
+        arrays[name] = np.stack([sample.feeds[name] for sample in samples])
+    arrays[LABEL] = np.stack([next(iter(sample.labels.values())) for sample in samples])
+    arrays[_HELD_OUT] = np.arange(len(samples)) >= len(memory.learned)
     temporary = path.with_name(f".{path.name}.part")
     try:
         with open(temporary, "wb") as stream:
@@ -113,12 +142,35 @@ def write_memory(path: pathlib.Path, memory: Sequence[Example]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def choose(model: ir.Model, head: Head, samples: Sequence[Example], each: int) -> list[Example]:
-    """``each`` samples of every class, whose mean is nearest to the class's, best first.
+def remembered(
+    model: ir.Model,
+    head: Head,
+    samples: Sequence[Example],
+    held_out: Sequence[Example],
+    each: int,
+) -> Memory:
+    """``each`` samples of every class; a quarter of them held out, as far as there are any.
+
+    samples: what was trained on; held_out: what was not. Raises PassError as ``choose`` does.
+    """
+    learned = choose(model, head, samples, each)
+    apart = choose(model, head, held_out, (each + _HELD_SHARE // 2) // _HELD_SHARE)
+    for own, known in learned.items():
+        del known[each - len(apart.get(own, ())) :]  # the best come first
+    chain = itertools.chain.from_iterable
+    return Memory(tuple(chain(learned.values())), tuple(chain(apart.values())))
+
+
+def choose(
+    model: ir.Model, head: Head, samples: Sequence[Example], each: int
+) -> dict[int, list[Example]]:
+    """Class -> up to ``each`` of its samples, whose mean is nearest to the class's, best first.
 
     model: the adapted one, with the head's layer; what that reads is compared, scaled to length 1.
     Raises PassError if a sample has labels of several classes.
     """
+    if not samples or not each:
+        return {}
     classes: dict[int, list[int]] = {}
     for index, sample in enumerate(samples):
         own = {int(c) for c in next(iter(sample.labels.values()))}
@@ -135,11 +187,10 @@ def choose(model: ir.Model, head: Head, samples: Sequence[Example], each: int) -
     seen = run_values(model, [name], (s.feeds for s in samples), optimized=True)
     features = np.stack([values[name].reshape(-1) for values in seen]).astype(np.float64)
     features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-    return [
-        samples[members[i]]
-        for _, members in sorted(classes.items())
-        for i in herd(features[members], each)
-    ]
+    return {
+        own: [samples[members[i]] for i in herd(features[members], each)]
+        for own, members in sorted(classes.items())
+    }
 
 
 def herd(features: Array, count: int) -> list[int]:

@@ -9,10 +9,12 @@ import onnx_ir as ir
 from edgec.passes import Context
 
 
-def context(model: ir.Model, count: int = 64, classes: int = 4, **rest: object) -> Context:
+def context(
+    model: ir.Model, count: int = 64, classes: int = 4, seed: int = 0, **rest: object
+) -> Context:
     """The context of a training on ``count`` samples, 16 others to choose the best state by."""
-    feeds, labels = separable(count, classes)
-    held, held_labels = separable(16, classes, seed=1)
+    feeds, labels = separable(count, classes, seed)
+    held, held_labels = separable(16, classes, seed + 1)
     return graphs.context(
         model,
         calibration=feeds,

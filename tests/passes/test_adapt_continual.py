@@ -1,8 +1,10 @@
 """A second round that keeps what the first one learned: memory, answers, weights."""
 
 import dataclasses
+import pathlib
 
 import graphs
+import labelled_samples
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,16 @@ from labelled_samples import separable
 
 from edgec.passes import PassError
 from edgec.passes.adapt import Adapt
-from edgec.passes.continual import choose, fisher, herd, read_memory, split_memory, write_memory
+from edgec.passes.continual import (
+    Memory,
+    choose,
+    fisher,
+    herd,
+    read_memory,
+    remembered,
+    write_memory,
+)
+from edgec.passes.course import train
 from edgec.passes.curriculum import Example
 from edgec.passes.head import find_head
 from edgec.passes.torch_graph import to_torch
@@ -21,6 +32,14 @@ def of_classes(wanted: set[int], count: int, seed: int = 0) -> tuple[list, list]
     feeds, labels = separable(count, seed=seed)
     kept = [i for i, label in enumerate(labels) if int(label["label"][0]) in wanted]
     return [feeds[i] for i in kept], [labels[i] for i in kept]
+
+
+def classes_of(samples) -> list[int]:
+    return [int(s.labels["label"][0]) for s in samples]
+
+
+def seen(samples) -> set[bytes]:
+    return {s.feeds["x"].tobytes() for s in samples}
 
 
 def task(model, wanted, **rest):
@@ -78,9 +97,9 @@ def test_answers_from_before_are_kept_without_any_memory(first_round):
 def test_weights_that_matter_to_the_memory_are_kept(first_round, tmp_path):
     model, memory = first_round
     data = task(model, {2, 3})
-    samples = read_memory(memory, model)
-    few = tmp_path / "few.npz"  # fewer than four: none is held out, so none stops the training
-    write_memory(few, [samples[0], samples[1], samples[6]])
+    samples = read_memory(memory, model).learned
+    few = tmp_path / "few.npz"  # none is held out, so none stops the training
+    write_memory(few, Memory((samples[0], samples[1], samples[6])))
     common = {"steps": 60, "rate": 0.03, "memory": str(few), "replay": 0.0}
     free = Adapt(**common).run(model.clone(), data).model
     kept = Adapt(**common, ewc_weight=1e6).run(model.clone(), data).model
@@ -126,17 +145,65 @@ def test_a_memory_holds_the_asked_number_of_each_class_and_survives_its_file(tmp
     model, _ = graphs.cnn()
     feeds, labels = of_classes({0, 1, 2}, 40)
     samples = [Example(f, v) for f, v in zip(feeds, labels, strict=True)]
-    chosen = choose(model, find_head(model), samples, 4)
-    assert [int(s.labels["label"][0]) for s in chosen] == [0] * 4 + [1] * 4 + [2] * 4
+    memory = remembered(model, find_head(model), samples, (), 4)
+    assert classes_of(memory.learned) == [0] * 4 + [1] * 4 + [2] * 4
     for name in ("one.npz", "two.npz"):
-        write_memory(tmp_path / name, chosen)
+        write_memory(tmp_path / name, memory)
     assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
     again = read_memory(tmp_path / "one.npz", model)
-    for before, after in zip(chosen, again, strict=True):
+    assert not again.held_out
+    for before, after in zip(memory.learned, again.learned, strict=True):
         np.testing.assert_array_equal(before.feeds["x"], after.feeds["x"])
         np.testing.assert_array_equal(before.labels["label"], after.labels["label"])
-    kept, held = split_memory(again)
-    assert len(kept) == 9 and len(held) == 3
+
+
+def test_a_quarter_of_a_memory_is_of_samples_that_were_held_out_and_stays_so(tmp_path):
+    model, _ = graphs.cnn()
+    sides = []
+    for wanted, seed in (({0, 1, 2}, 0), ({0, 1}, 1)):  # nothing of class 2 was held out
+        feeds, labels = of_classes(wanted, 40, seed)
+        sides.append([Example(f, v) for f, v in zip(feeds, labels, strict=True)])
+    for each, learned, held in ((1, [1, 1, 1], []), (2, [1, 1, 2], [1, 1]), (8, [6, 6, 8], [2, 2])):
+        memory = remembered(model, find_head(model), *sides, each)
+        assert np.bincount(classes_of(memory.learned)).tolist() == learned
+        assert np.bincount(classes_of(memory.held_out)).tolist() == held
+    assert seen(memory.learned) <= seen(sides[0]) and seen(memory.held_out) <= seen(sides[1])
+    write_memory(tmp_path / "m.npz", memory)
+    again = read_memory(tmp_path / "m.npz", model)
+    assert seen(again.learned) == seen(memory.learned)
+    assert seen(again.held_out) == seen(memory.held_out)
+
+
+def test_no_round_learns_what_a_later_one_is_judged_by(tmp_path, monkeypatch):
+    learned, judged = [], []
+    model, _ = graphs.cnn()
+
+    def noted(twin, work, head, lore, *rest):
+        learned.append(seen((*lore.samples, *lore.memory)))
+        judged.append(seen((*lore.held_out, *lore.held_memory)))
+        return train(twin, work, head, lore, *rest)
+
+    monkeypatch.setattr("edgec.passes.adapt.train", noted)
+    memory = ""
+    for number in range(4):
+        chosen = Adapt(steps=1, remember=5, memory=memory)
+        context = labelled_samples.context(model, seed=10 * number)
+        memory = str(tmp_path / f"{number}.npz")
+        write_memory(pathlib.Path(memory), chosen.train(model.clone(), context).memory)
+    assert len(judged[3]) == 16 + 3 * 4  # one of five of each of four classes, in each round
+    for later in range(4):
+        for earlier in range(later + 1):
+            assert not learned[earlier] & judged[later]
+
+
+def test_a_labelled_file_of_ones_own_has_every_fourth_sample_held_out(tmp_path):
+    model, _ = graphs.cnn()
+    x = graphs.feed(10, 1, 4, 12, 12)
+    path = pathlib.Path(write(tmp_path / "own.npz", x=x, label=np.arange(10) % 4))
+    memory = read_memory(path, model)
+    assert classes_of(memory.held_out) == [3, 3] and len(memory.learned) == 8
+    write_memory(tmp_path / "again.npz", memory)  # as the next round does
+    assert seen(read_memory(tmp_path / "again.npz", model).held_out) == seen(memory.held_out)
 
 
 def test_a_memory_is_data_that_a_build_reads(tmp_path):
@@ -145,31 +212,30 @@ def test_a_memory_is_data_that_a_build_reads(tmp_path):
 
     model, _ = graphs.cnn()
     feeds, labels = of_classes({0, 1}, 8)
-    samples = [Example(f, v) for f, v in zip(feeds, labels, strict=True)]
-    write_memory(tmp_path / "m.npz", samples)
+    samples = tuple(Example(f, v) for f, v in zip(feeds, labels, strict=True))
+    write_memory(tmp_path / "m.npz", Memory(samples[:6], samples[6:]))
     read = list(open_data(str(tmp_path / "m.npz"), input_specs(model), "evaluation").samples())
     assert [int(s.labels["label"].item()) for s in read] == [int(v["label"][0]) for v in labels]
 
 
 def test_a_memory_is_chosen_by_what_low_rank_branches_make_of_the_samples(monkeypatch):
     model, _ = graphs.cnn()
-    seen = []
+    graph = []
 
-    def chosen(work, head, samples, each):
-        seen.append([n.op_type for n in work.graph])
-        return choose(work, head, samples, each)
+    def chosen(work, *rest):
+        graph.extend(n.op_type for n in work.graph)
+        return remembered(work, *rest)
 
-    monkeypatch.setattr("edgec.passes.adapt.choose", chosen)
+    monkeypatch.setattr("edgec.passes.adapt.remembered", chosen)
     taught = Adapt(method="lora", rank=2, steps=2, remember=2).train(model, task(model, {0, 1}))
-    assert len(taught.memory) == 4 and seen[0].count("Add") == 2
+    assert len(taught.memory.all()) == 4 and graph.count("Add") == 2
 
 
 def test_later_rounds_add_to_the_memory(first_round):
     model, memory = first_round
     chosen = Adapt(steps=2, memory=str(memory), remember=3)
     adapted = chosen.train(model.clone(), task(model, {2, 3}))
-    counts = np.bincount([int(s.labels["label"][0]) for s in adapted.memory])
-    assert counts.tolist() == [6, 6, 3, 3]
+    assert np.bincount(classes_of(adapted.memory.all())).tolist() == [6, 6, 3, 3]
 
 
 def write(path, **arrays):
@@ -188,6 +254,12 @@ def test_refuses_a_memory_that_is_none_or_of_another_model(tmp_path, first_round
         r"hold \[2, 3\] samples": write(tmp_path / "d.npz", x=x, label=label[:2]),
         "label 10 is no class": write(tmp_path / "e.npz", x=x, label=label + 8),
         "not an .npz": write(tmp_path / "f.npz", x=np.array([object()])),
+        r"'held_out' is int64 \[3\], expected true or false for each of the 3": write(
+            tmp_path / "h.npz", x=x, label=label, held_out=label
+        ),
+        "not true for all of them": write(
+            tmp_path / "i.npz", x=x, label=label, held_out=np.ones(3, bool)
+        ),
     }
     (tmp_path / "g.npz").write_bytes(b"no zip")
     cases["not an .npz of"] = str(tmp_path / "g.npz")
@@ -218,7 +290,7 @@ def test_refuses_to_remember_samples_of_several_classes_or_shapes(tmp_path):
         choose(model, find_head(model), mixed, 1)
     shapes = [Example({"x": graphs.feed(1, n)}, {"label": np.array([0])}) for n in (2, 3)]
     with pytest.raises(PassError, match="2 shapes"):
-        write_memory(tmp_path / "m.npz", shapes)
+        write_memory(tmp_path / "m.npz", Memory(tuple(shapes)))
     assert not list(tmp_path.iterdir())
 
 
