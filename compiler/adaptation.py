@@ -132,6 +132,8 @@ def adapt(
         )
     chosen = _chosen(settings)
     _check_output(path, ".onnx", "an adapted model")
+    read = {"base": base, "data": data, "evaluation": evaluation, "old evaluation": old_evaluation}
+    _check_apart(path, chosen, read)
     device = target if isinstance(target, Target) else load_target(target or "x86-64")
     source = load_source(base)
     exported = export(source, device).model
@@ -139,17 +141,17 @@ def adapt(
     form = trainable_form(plain)
     samples = Lessons.open(data, evaluation, old_evaluation, form, chosen, seed)
     context = samples.context(replace(plain, reference=form.clone()))
-    with _work_beside(path) as work:
+    with _working(path) as work:
         adapted = chosen.train(form, replace(context, work=work))
-    for branch in adapted.branches:
-        branch.merge(form, *adapted.matrices[branch.layer])
-    check_model(form)
-    before, after = _in_memory(context.reference), _in_memory(form)
-    new, old = samples.judged(before, after)
-    with _folder(path) as folder:
-        save_reference(form, folder / path.name)
-        memory = _remember(adapted, chosen, folder, path)
-        size_bytes = weights_size_bytes(form)
+        for branch in adapted.branches:
+            branch.merge(form, *adapted.matrices[branch.layer])
+        check_model(form)
+        before, after = _in_memory(context.reference), _in_memory(form)
+        new, old = samples.judged(before, after)
+        with _folder(path) as folder:
+            save_reference(form, folder / path.name)
+            memory = _remember(adapted, chosen, folder, path)
+            size_bytes = weights_size_bytes(form)
     base_bytes = weights_size_bytes(exported)
     return _told(path, size_bytes, base_bytes, chosen, adapted, new, old, memory)
 
@@ -172,6 +174,9 @@ def _adapter(
             f"{bundle}: a bundle takes adapters of method 'lora' with its own classes; give the "
             "bundle's source instead, and build what comes out"
         )
+    chosen = _chosen({"method": "lora", **settings})
+    read = {"data": data, "evaluation": evaluation, "old evaluation": old_evaluation}
+    _check_apart(path, chosen, read)
     model = edgec_runtime.load(bundle, any_target=True)
     if not model.slots:
         raise PassError(
@@ -200,26 +205,26 @@ def _adapter(
             f"({digest}, expected {wanted}); build the bundle again"
         )
     form = trainable_form(plain)
-    chosen = _for_slots(_chosen({"method": "lora", **settings}), settings, form, model.slots)
+    chosen = _for_slots(chosen, settings, form, model.slots)
     samples = Lessons.open(data, evaluation, old_evaluation, form, chosen, seed)
     context = samples.context(replace(plain, reference=form.clone()))
-    with _work_beside(path) as work:
+    with _working(path) as work:
         adapted = chosen.train(form, replace(context, work=work))
-    matrices: dict[str, Array] = {}
-    for branch in adapted.branches:
-        pair = adapted.matrices[branch.layer]
-        matrices |= zip(slot_names(digest, branch.result), pair, strict=True)
-    with _folder(path) as folder:
-        write_adapter(folder / path.name, matrices)
-        plain_model = edgec_runtime.load(bundle, any_target=True)
-        model.use_adapter(folder / path.name)
-        output = adapted.head.output
-        new, old = samples.judged(
-            lambda feeds: plain_model(**feeds)[output], lambda feeds: model(**feeds)[output]
-        )
-        model.use_adapter(None)
-        memory = _remember(adapted, chosen, folder, path)
-        size_bytes = (folder / path.name).stat().st_size
+        matrices: dict[str, Array] = {}
+        for branch in adapted.branches:
+            pair = adapted.matrices[branch.layer]
+            matrices |= zip(slot_names(digest, branch.result), pair, strict=True)
+        with _folder(path) as folder:
+            write_adapter(folder / path.name, matrices)
+            plain_model = edgec_runtime.load(bundle, any_target=True)
+            model.use_adapter(folder / path.name)
+            output = adapted.head.output
+            new, old = samples.judged(
+                lambda feeds: plain_model(**feeds)[output], lambda feeds: model(**feeds)[output]
+            )
+            model.use_adapter(None)
+            memory = _remember(adapted, chosen, folder, path)
+            size_bytes = (folder / path.name).stat().st_size
     loaded = (e for e in model.manifest.entries if e.name == WEIGHTS or e.name.endswith(".onnx"))
     base_bytes = sum(entry.size for entry in loaded)
     return _told(path, size_bytes, base_bytes, chosen, adapted, new, old, memory)
@@ -267,9 +272,9 @@ def _remember(
     """Write the memory for the next round; where it will be."""
     if not chosen.remember:
         return None
-    name = f"{path.stem}.memory.npz"
-    write_memory(folder / name, adapted.memory)
-    return path.with_name(name)
+    place = _memory_beside(path)
+    write_memory(folder / place.name, adapted.memory)
+    return place
 
 
 def _told(
@@ -307,10 +312,33 @@ def _check_output(path: pathlib.Path, suffix: str, what: str) -> None:
         raise OutputError(f"{path}: there is no folder {path.parent}; make it first")
 
 
+def _check_apart(path: pathlib.Path, chosen: Adapt, read: Mapping[str, Any]) -> None:
+    """Raise OutputError if a file that is to be written is one of those that are read."""
+    written = (path, _memory_beside(path)) if chosen.remember else (path,)
+    for what, given in {**read, "memory": chosen.memory}.items():
+        if not isinstance(given, (str, os.PathLike)) or not os.path.exists(given):
+            continue  # an object, a function, or nothing
+        for output in written:
+            if output.exists() and output.samefile(given):
+                raise OutputError(
+                    f"{output}: this file is the {what} that is read, and would be written over; "
+                    "choose another -o"
+                )
+
+
+def _memory_beside(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(f"{path.stem}.memory.npz")
+
+
+def work_beside(path: pathlib.Path) -> pathlib.Path:
+    """The hidden folder that holds the checkpoint of a training while there is one."""
+    return path.with_name(f".{path.name}.work")
+
+
 @contextlib.contextmanager
-def _work_beside(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """The hidden folder of a training; only one that was killed or interrupted leaves it."""
-    work = path.with_name(f".{path.name}.work")
+def _working(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """``work_beside``; only an adaptation that was killed or interrupted leaves it."""
+    work = work_beside(path)
     try:
         yield work
     except Exception:

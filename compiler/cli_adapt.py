@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from edgec.cli_console import console, json_option, progress_bar, seed_option
+from edgec.cli_console import console, exit_with, json_option, progress_bar, seed_option
 
 
 @click.command()
@@ -154,12 +154,24 @@ def adapt(base: str, as_json: bool, **options: Any) -> None:
     slots and its reference beside it, and gives an adapter that the device swaps in.
     """
     from edgec.adaptation import adapt as teach
+    from edgec.adaptation import work_beside
     from edgec.report_terminal import print_facts
 
     # what is not given is not passed on: a setting without effect is refused
     settings = {name: value for name, value in options.items() if value not in (None, ())}
-    with progress_bar(quiet=as_json) as progress:
-        adaptation = teach(base, progress=progress, **settings)
+    try:
+        with progress_bar(quiet=as_json) as progress:
+            adaptation = teach(base, progress=progress, **settings)
+    except KeyboardInterrupt:
+        work = work_beside(options["output"])
+        if not any(work.glob("*.safetensors")):
+            raise  # nothing was learned that could be gone on with
+        click.echo(
+            f"edgec: interrupted; {options['output']} was not written; the same command goes on "
+            f"from the checkpoint in {work}",
+            err=True,
+        )
+        exit_with(1)
     if as_json:
         click.echo(json.dumps(adaptation.facts(), indent=2, sort_keys=True))
     else:

@@ -6,6 +6,11 @@ import dataclasses
 import json
 import pathlib
 import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from typing import Any
 
 import graphs
@@ -81,7 +86,8 @@ def test_a_source_becomes_an_onnx_file_that_a_build_takes(work, tmp_path):
     assert made.written == tmp_path / "new.onnx" and made.memory == tmp_path / "new.memory.npz"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["new.memory.npz", "new.onnx"]
     with np.load(made.memory) as memory:
-        assert memory["label"].reshape(-1).tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+        assert sorted(memory["label"].reshape(-1)) == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+        assert memory["held_out"].tolist() == [False] * 8 + [True] * 4
     report = edgec.build(
         made.written,
         target="x86-64",
@@ -99,10 +105,55 @@ def test_a_second_round_is_judged_on_the_memory_or_on_old_data(work, tmp_path):
     one = {"memory": str(tmp_path / "one.memory.npz"), "steps": 3}
     made = adapt(tmp_path / "one.onnx", work / "data.npz", tmp_path / "two.onnx", **one)
     assert made.old.on == "held-out samples of the memory" and made.old.samples == 4
-    assert made.new.on == "held-out samples" and made.new.samples == 16
+    # of the 64 samples, the 16 in the memory are left out, and a quarter is held out
+    assert made.new.on == "held-out samples" and made.new.samples == 12
     made = teach(work, "cnn.onnx", tmp_path / "x.onnx", old_evaluation=work / "test.npz", steps=2,
                  evaluation=None)  # fmt: skip
     assert made.old.on == "old evaluation" and made.old.samples == 40
+
+
+def test_a_memory_without_held_out_samples_says_what_it_is_judged_on(work, tmp_path):
+    teach(work, "cnn.onnx", tmp_path / "one.onnx", remember=1)
+    made = teach(
+        work, "cnn.onnx", tmp_path / "two.onnx", steps=1, memory=tmp_path / "one.memory.npz"
+    )
+    assert made.old.on == "the memory, which was learned from: it has no held-out samples"
+    assert made.old.samples == 4
+
+
+def test_refuses_data_that_the_memory_holds_already(work, tmp_path):
+    save(tmp_path / "few.npz", 8, 3)
+    few = {"data": tmp_path / "few.npz", "steps": 1, "evaluation": None}
+    teach(work, "cnn.onnx", tmp_path / "one.onnx", remember=8, **few)
+    again = few | {"data": tmp_path / "one.memory.npz", "memory": tmp_path / "one.memory.npz"}
+    with pytest.raises(DataError, match="evaluation or memory hold the same samples"):
+        teach(work, "cnn.onnx", tmp_path / "two.onnx", **again)
+
+
+def test_refuses_to_write_over_a_file_that_it_reads(work, tmp_path):
+    shutil.copy(work / "cnn.onnx", tmp_path / "base.onnx")
+    for name in ("a.memory.npz", "data.npz", "test.npz"):
+        save(tmp_path / name, 16, len(name))
+    (tmp_path / "link.onnx").symlink_to(tmp_path / "base.onnx")
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    data, memory = tmp_path / "data.npz", tmp_path / "a.memory.npz"
+    cases: list[tuple[str, str, dict[str, Any]]] = [
+        ("base.onnx", "base", {}),
+        ("link.onnx", "base", {}),
+        ("a.onnx", "memory", {"memory": str(memory), "remember": 2}),
+        ("a.onnx", "data", {"data": memory, "remember": 2}),
+        ("a.onnx", "evaluation", {"evaluation": memory, "remember": 2}),
+        ("a.onnx", "old evaluation", {"old_evaluation": memory, "remember": 2}),
+    ]
+    for output, what, settings in cases:
+        given = {"data": data, "steps": 1} | settings
+        with pytest.raises(OutputError, match=f"this file is the {what} that is read.*another -o"):
+            adapt(tmp_path / "base.onnx", given.pop("data"), tmp_path / output, **given)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    with pytest.raises(OutputError, match="this file is the data that is read"):
+        adapt(work / "slots.edgec", memory, tmp_path / "a.onnx_adapter", remember=2)
+    # without remember nothing is written there
+    adapt(tmp_path / "base.onnx", memory, tmp_path / "a.onnx", steps=1)
 
 
 def test_a_head_that_is_a_convolution_is_judged_along_its_channels(work, tmp_path):
@@ -256,6 +307,64 @@ def test_an_interrupted_adaptation_goes_on_to_the_same_bytes(work, tmp_path, bas
     assert "went on at step 20 of an interrupted training" in made.findings
     assert [p.name for p in halted.iterdir()] == [name]
     assert (halted / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_ctrl_c_is_one_line_and_the_same_command_goes_on(work, tmp_path):
+    output, work_folder = tmp_path / "a.onnx", tmp_path / ".a.onnx.work"
+    arguments = [str(work / "cnn.onnx"), "--data", str(work / "data.npz"), "-o", str(output)]
+    command = [sys.executable, "-m", "edgec", "adapt", *arguments, "--steps", "100000"]
+    started = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        until = time.monotonic() + 120
+        while not list(work_folder.glob("*.safetensors")) and time.monotonic() < until:
+            time.sleep(0.02)
+        started.send_signal(signal.SIGINT)
+        out, errors = started.communicate(timeout=60)
+    finally:
+        started.kill()
+    assert started.returncode == 1 and not out
+    *progress, last = errors.splitlines()
+    assert progress == ["edgec: adapt …"], errors
+    assert last == (
+        f"edgec: interrupted; {output} was not written; the same command goes on from the "
+        f"checkpoint in {work_folder}"
+    )
+    assert [p.name for p in tmp_path.iterdir()] == [".a.onnx.work"]
+    steps = []
+
+    def first(what: str, done: int, total: int) -> None:
+        steps.append(done)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        adapt(work / "cnn.onnx", work / "data.npz", output, steps=100_000, progress=first)
+    assert steps[0] > 20 and steps[0] % 20 == 1
+
+
+def test_ctrl_c_before_there_is_a_checkpoint_leaves_nothing(work, tmp_path, monkeypatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edgec.adaptation.load_source", interrupted)
+    arguments = [str(work / "cnn.onnx"), "--data", str(work / "data.npz")]
+    done = CliRunner().invoke(main, ["adapt", *arguments, "-o", str(tmp_path / "a.onnx")])
+    assert done.exit_code == 1 and done.stderr == "edgec: interrupted; nothing was written\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_adaptation_that_is_interrupted_while_it_is_judged_keeps_what_it_learned(
+    work, tmp_path, monkeypatch
+):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("edgec.adaptation_data.Lessons.judged", interrupted)
+        teach(work, "cnn.onnx", tmp_path / "a.onnx", steps=30)
+    assert [p.name for p in tmp_path.iterdir()] == [".a.onnx.work"]
+    trained: list[int] = []
+    teach(work, "cnn.onnx", tmp_path / "a.onnx", steps=30, progress=lambda *of: trained.append(1))
+    assert not trained and [p.name for p in tmp_path.iterdir()] == ["a.onnx"]
 
 
 def test_a_share_says_of_what_it_is(work, tmp_path):
