@@ -15,6 +15,8 @@ import edgec_runtime
 from edgec_runtime import bundle, sampling
 from edgec_runtime.generation import Sampling
 
+pytestmark = pytest.mark.slow  # torch, transformers, optimum and two exports
+
 NEW = 40
 PROMPTS = [[5, 9, 200, 31, 7], [88, 3], [140, 141, 142, 143, 144, 145, 146, 147, 148]]
 
