@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -84,7 +84,10 @@ def train(
     from edgec.passes.torch_student import Student
 
     size = settings.micro_batch or settings.batch
+    idle: tuple[str, ...] = ()
     if not keeps_apart(twin, lore.samples, ()):
+        if settings.micro_batch > 1:
+            idle = (f"micro_batch = {size} had no effect: this graph takes one sample at a time",)
         size = 1
     answered = unanswered
     if ties.keeps:
@@ -93,7 +96,7 @@ def train(
     digests = {}
     if context.work is not None:
         digests = task_digests(model, context.reference, lore.all(), settings, context.seed)
-    return run_training(
+    outcome = run_training(
         Learner(student, answered, rates),
         lambda: _drawn(lore, settings, context.seed),
         _judges(lore, size),
@@ -102,6 +105,7 @@ def train(
         checkpoints=Checkpoints(context.work, settings.name, digests),
         announce=context.progress,
     )
+    return replace(outcome, findings=(*outcome.findings, *idle))
 
 
 class Labels:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -85,10 +85,11 @@ class Lesson:
         self._losses = Losses(task.model, task.reference, settings, task.seed, task.samples[0])
         asked = [*twin.outputs, *self._losses.features]
         self._teacher = Teacher(task.reference, asked, settings.threads)
-        self._size = 1  # samples on top of each other: as asked for, but a stack for each worker
-        if keeps_apart(twin, task.samples, self._losses.student_features):
-            share = settings.batch // workers.size
-            self._size = min(share, settings.micro_batch or share)
+        # samples on top of each other: as asked for, but a stack for each worker
+        self._share = settings.batch // workers.size
+        self._size = min(self._share, settings.micro_batch or self._share)
+        if not keeps_apart(twin, task.samples, self._losses.student_features):
+            self._share = self._size = 1
         self._losses.check_rows(self._size * rows(task.samples[0]))
 
     def train(self) -> Outcome:
@@ -121,11 +122,40 @@ class Lesson:
             workers=workers,
             announce=self._announce,
         )
-        if not self._losses.labels:
-            return outcome
-        weight = f"{settings.label_weight:g}"
-        finding = f"class labels '{self._losses.labels}' counted, too (label_weight {weight})"
-        return replace(outcome, findings=(*outcome.findings, finding))
+        findings = [*outcome.findings, *self._idle(rates)]
+        if self._losses.labels:
+            weight = f"label_weight {settings.label_weight:g}"
+            findings.append(f"class labels '{self._losses.labels}' counted, too ({weight})")
+        return replace(outcome, findings=tuple(findings))
+
+    def _idle(self, rates: Mapping[str, float]) -> list[str]:
+        """Which settings that are not at their defaults had nothing to work on here."""
+        twin, losses, settings = self._twin, self._losses, self._settings
+        scales = set(twin.scales())
+        weights = [n for n in rates if n not in scales and twin.initializer(n).dim() > 1]
+        matched = "no inner value has a name that the teacher has, too"
+        cases = {  # setting -> had it an effect, why not
+            "rate": (bool(weights), "no weight of this graph is trained"),
+            "scale_rate": (bool(scales), "this graph has no scales to learn"),
+            "temperature": (losses.of_classes, "no output is of classes"),
+            "features": (losses.matched > 0, matched),
+            "feature_weight": (losses.matched > 0, matched),
+            "label_weight": (
+                bool(losses.labels),
+                "the data has no labels for an output of classes",
+            ),
+            "micro_batch": (
+                settings.micro_batch <= self._share,
+                f"at most {self._share} samples are on top of each other",
+            ),
+            "sharded": (self._workers.size > 1, "one process trains"),
+        }
+        values = ((name, getattr(settings, name), *case) for name, case in cases.items())
+        return [
+            f"{name} = {value} had no effect: {reason}"
+            for name, value, used, reason in values
+            if value not in (0, getattr(type(settings), name)) and not used
+        ]
 
     def _drawn(self) -> Iterator[list[Example]]:
         """The samples of each step."""

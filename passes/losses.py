@@ -103,6 +103,11 @@ class Losses:
         self.features = tuple(dict.fromkeys([*matched, *([theirs] if theirs else [])]))
         self._projections = _projections(self._shared, seed)
 
+    @property
+    def matched(self) -> int:
+        """How many inner values are compared with the teacher's."""
+        return len(self._shared)
+
     def parameters(self) -> list[Parameter]:
         """Learned projections: trained beside the student, never shipped."""
         return list(self._projections.values())
@@ -180,6 +185,11 @@ class Losses:
             return apart
         wrong = self._label_loss(values, labels)
         return chosen.response_weight * apart + chosen.label_weight * wrong
+
+    @property
+    def of_classes(self) -> bool:
+        """True if an output is of classes."""
+        return any(kind != "numbers" for kind in self._kinds.values())
 
     @property
     def labels(self) -> str:

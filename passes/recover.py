@@ -91,6 +91,7 @@ class Recover(TrainingSettings):
         if not self.temperature > 0:
             raise PassError(f"recover: temperature is {self.temperature}, expected above 0")
         self._check_width()
+        self._check_used()
 
     def run(self, model: ir.Model, context: Context) -> Result:
         """Train, keep the best held-out state, write it into the same graph."""
@@ -163,6 +164,20 @@ class Recover(TrainingSettings):
         for the first.
         """
         return still_ahead(step / (self.steps // 2)) if self.bits_from else 0.0
+
+    def _check_used(self) -> None:
+        """Raise PassError for a setting that another one leaves without effect."""
+        unused = {  # setting -> is it set, and what stands against it
+            "temperature": (self.temperature != Recover.temperature, "response_weight"),
+            "features": (self.features not in (0, Recover.features), "feature_weight"),
+            "feature_weight": (self.feature_weight not in (0, Recover.feature_weight), "features"),
+        }
+        for name, (is_set, other) in unused.items():
+            if is_set and not getattr(self, other):
+                raise PassError(
+                    f"recover: {name} is {getattr(self, name)}, but {other} is 0, so it would have "
+                    f"no effect; leave recover.{name} out, or set recover.{other}"
+                )
 
     def _check_width(self) -> None:
         """Raise PassError for a ``bits_from`` that is out of range or without effect."""

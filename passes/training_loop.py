@@ -76,14 +76,13 @@ def run_training(
         at = Progress(first=first, best=first, ended=first <= NOTHING)
     if not at.ended:
         taught = itertools.islice(drawn(), at.step, None)
-        every = max(settings.steps // settings.judgements, 1)
         while at.step < settings.steps and not _tired(at, settings):
             share = rate_share(at.step, settings.steps, settings.warmup)
             wide = wider(at.step)
             at.losses.append(learner.step(in_stacks(next(taught), size), share, wide))
             at.step += 1
             announce(settings.name, at.step, settings.steps)
-            if at.step % every == 0 or at.step == settings.steps:
+            if at.step % settings.judged_every == 0 or at.step == settings.steps:
                 _judge(at, learner.distance(judges), learner)
                 if wide:  # what is judged has not been trained yet
                     at.stale = 0

@@ -52,6 +52,22 @@ class TrainingSettings:
         for field in ("patience", "micro_batch"):
             if getattr(self, field) < 0:
                 raise PassError(f"{name}: {field} is {getattr(self, field)}, expected 0 or more")
+        if self.micro_batch > self.batch:
+            raise PassError(
+                f"{name}: micro_batch is {self.micro_batch}, more than the batch of {self.batch}, "
+                "so it would change nothing; lower it, or leave it out"
+            )
+        judged = -(-self.steps // self.judged_every)
+        if self.patience >= judged:
+            raise PassError(
+                f"{name}: patience is {self.patience}, but held-out samples are judged {judged} "
+                "times, so nothing would end early; lower it, raise judgements, or leave it out"
+            )
+
+    @property
+    def judged_every(self) -> int:
+        """Steps from one judgement to the next; the last step is judged in any case."""
+        return max(self.steps // self.judgements, 1)
 
 
 def rate_share(step: int, steps: int, warmup: float) -> float:

@@ -103,3 +103,20 @@ def test_settings_out_of_range_are_refused_in_the_name_of_the_pass():
         Adapt(precision="bf61")
     with pytest.raises(PassError, match="adapt: patience is -1, expected 0 or more"):
         Adapt(patience=-1)
+
+
+def test_a_micro_batch_that_the_graph_cannot_stack_is_told():
+    text = """g (float[1, 4, 12, 12] x) => (float[1, 4] y) {
+        p = GlobalAveragePool (x)
+        r = Reshape (p, one_row)
+        y = MatMul (r, w)
+    }"""
+    model = graphs.graph(text, {"one_row": np.array([1, 4]), "w": graphs.weight(4, 4)})
+    told = [
+        Adapt(steps=1, batch=4, micro_batch=size).train(model.clone(), context(model)).outcome
+        for size in (0, 2)
+    ]
+    assert told[0].findings == ()
+    assert told[1].findings == (
+        "micro_batch = 2 had no effect: this graph takes one sample at a time",
+    )

@@ -145,6 +145,60 @@ def test_missing_data_and_wrong_parameters_are_refused():
 
 
 @pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"temperature": 2.0, "response_weight": 0},
+            "temperature is 2.0, but response_weight is 0",
+        ),
+        ({"features": 3, "feature_weight": 0}, "features is 3, but feature_weight is 0"),
+        ({"feature_weight": 2.0, "features": 0}, "feature_weight is 2.0, but features is 0"),
+    ],
+)
+def test_a_setting_that_another_one_leaves_without_effect_is_refused(settings, message):
+    with pytest.raises(PassError, match=f"{message}, so it would have no effect"):
+        Recover(**settings)
+
+
+EVERYTHING = Recover(
+    steps=2,
+    rate=0.1,
+    scale_rate=0.1,
+    temperature=2.0,
+    features=3,
+    feature_weight=2.0,
+    label_weight=1.0,
+    micro_batch=4,
+)
+
+
+def test_settings_that_find_nothing_to_work_on_are_told():
+    text = """numbers (float[1, 4] x) => (float[1, 4] y) {
+        m = Mul (x, b)
+        y = Reshape (m, one_row)
+    }"""
+    model = graphs.graph(text, {"b": graphs.feed(4), "one_row": np.array([1, 4])})
+    data = [{"x": graphs.feed(1, 4, seed=i)} for i in range(4)]
+    context = graphs.context(model, calibration=data)
+    result = dataclasses.replace(EVERYTHING, sharded=True).run(model.clone(), context)
+    told = [finding for finding in result.findings if " had no effect: " in finding]
+    assert [finding.split(" = ")[0] for finding in told] == [
+        *("rate", "scale_rate", "temperature", "features", "feature_weight", "label_weight"),
+        *("micro_batch", "sharded"),
+    ]
+    assert told[0] == "rate = 0.1 had no effect: no weight of this graph is trained"
+    assert not any("no effect" in f for f in Recover().run(model.clone(), context).findings)
+
+
+def test_settings_that_have_an_effect_are_not_told(quantized):
+    _, model, context = quantized
+    labels = [{"label": np.array([i % 10])} for i in range(len(context.calibration))]
+    context = dataclasses.replace(context, calibration_labels=labels)
+    result = EVERYTHING.run(model.clone(), context)
+    assert not any("no effect" in finding for finding in result.findings)
+
+
+@pytest.mark.parametrize(
     "text",
     [
         """second (float[n, 6, 32] x) => (float[n, 6, 8] y) {

@@ -335,6 +335,8 @@ def test_a_folder_that_cannot_be_written_costs_the_checkpoint_alone(quantized, t
         ("save_every", 0, "save_every is 0, expected above 0"),
         ("patience", -1, "patience is -1, expected 0 or more"),
         ("micro_batch", -1, "micro_batch is -1, expected 0 or more"),
+        ("micro_batch", 9, "micro_batch is 9, more than the batch of 8, so it would change noth"),
+        ("patience", 10, "patience is 10, but held-out samples are judged 10 times, so nothing"),
     ],
 )
 def test_settings_out_of_range_are_refused(field, value, message):
