@@ -119,6 +119,20 @@ def test_a_head_grows_and_the_classes_there_were_are_kept():
     assert [b.shape for b in both] == [(1, 2), (1, 4)]
 
 
+def test_old_samples_go_to_the_new_classes_of_a_grown_head_unless_some_are_replayed(tmp_path):
+    model, _ = graphs.cnn()
+    first = Adapt(classes=2, steps=60, rate=0.01, remember=6).train(model, task(model, {0, 1}))
+    memory = tmp_path / "m.npz"
+    write_memory(memory, Memory(first.memory.all()))  # none is held out: none stops the training
+    assert accuracy(first.model, {0, 1}) > 0.95
+    data = task(first.model, {2, 3})
+    common = {"classes": 4, "head": "grow", "steps": 60, "rate": 0.03, "memory": str(memory)}
+    held = Adapt(**common, replay=0.0, ewc_weight=1e6, keep_weight=50.0)
+    assert accuracy(held.run(first.model.clone(), data).model, {0, 1}) < 0.1
+    replayed = Adapt(**common, replay=0.5).run(first.model.clone(), data).model
+    assert accuracy(replayed, {0, 1}) > 0.9 and accuracy(replayed, {2, 3}) > 0.9
+
+
 def test_fisher_is_the_mean_squared_gradient_of_drawn_classes():
     text = "g (float[n, 3] x) => (float[n, 2] y) { [fc] y = MatMul (x, w) }"
     weight = np.array([[8.0, -8.0], [8.0, -8.0], [8.0, -8.0]], np.float32)
