@@ -27,10 +27,10 @@ demo: .venv/installed .venv/demo-fixtures
 	@echo 'The whole report, with pictures: build/report.html'
 
 test: .venv/installed .venv/demo-fixtures .venv/test-fixtures
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -n $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -n $(JOBS) --dist worksteal
 
 test-fast: .venv/installed .venv/demo-fixtures
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -n $(JOBS) -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -n $(JOBS) --dist worksteal -m 'not slow'
 
 # Every device that can be had here, and one model per kind on each (over an hour of a core, 4 GB);
 # an interrupted run goes on with the same command.
