@@ -1,8 +1,9 @@
 """When the bundle answers a sample as the reference does: the rule of a model, and its measure.
 
-A classifier answers with its largest score. A model whose output ends in a sigmoid (a mask, a
-probability of speech, scores of several labels) answers with what lies above 0.5: there the
-noise of a map that is 0 nearly everywhere says little. Of any other model all values count.
+A classifier answers with its largest score, a language model with the token that it would go on
+with, at every position. A model whose output ends in a sigmoid (a mask, a probability of speech,
+scores of several labels) answers with what lies above 0.5: there the noise of a map that is 0
+nearly everywhere says little. Of any other model all values count.
 
 Sources: intersection over union of two sets is the coefficient of community of Jaccard 1912 (The
 distribution of the flora in the alpine zone, New Phytologist 11); as the accuracy of a mask:
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from edgec.decoder import LOGITS, is_decoder_graph
 from edgec_runtime.manifest import Manifest
 
 Array = np.ndarray[Any, Any]
@@ -36,6 +38,7 @@ class Same(StrEnum):
     """What "the same answer" means, in the words that reports and manifests carry."""
 
     ARGMAX = "same argmax"
+    NEXT_TOKEN = "same next token"
     DECISIONS = "same decisions at 0.5 (IoU)"
     CLOSE = "relative error under 5 %"
 
@@ -45,7 +48,7 @@ class AgreementRule:
     """What "the same answer" means for a model, and the output that holds the answer.
 
     output: None for CLOSE, which looks at all outputs; else a floating-point output, the only
-    one of the model.
+    one of the model unless it is a language model.
     """
 
     same: Same = Same.CLOSE
@@ -58,7 +61,10 @@ class AgreementRule:
         declared: the user gave class names or a top-k metric. Otherwise a single float output
         is recognised as class scores if it ends in a softmax, or if it is a linear layer's
         [N, C] that nothing normalises; as probabilities of decisions if it ends in a sigmoid.
+        A decoder with past answers with its logits.
         """
+        if is_decoder_graph(model):
+            return cls(Same.NEXT_TOKEN, LOGITS)
         floats = [v for v in model.graph.outputs if v.dtype in _FLOATS]
         if len(floats) != 1:
             return cls()
@@ -76,6 +82,8 @@ class AgreementRule:
         """The rule that a bundle was judged by when it was built; CLOSE if it says none."""
         words = manifest.results.get("agreement_rule")
         floats = [v.name for v in manifest.graphs["main"].outputs if v.dtype.startswith("float")]
+        if words == Same.NEXT_TOKEN and LOGITS in floats:
+            return cls(Same.NEXT_TOKEN, LOGITS)
         for same in (Same.ARGMAX, Same.DECISIONS):
             if words == same and len(floats) == 1:
                 return cls(same, floats[0])
@@ -89,9 +97,10 @@ class AgreementRule:
     def agreement(self, expected: Mapping[str, Array], actual: Mapping[str, Array]) -> float:
         """How far two answers to one sample are the same, 0..1.
 
-        expected, actual: outputs by name. ARGMAX: share of the rows with the same largest
-        score. DECISIONS: intersection over union of the positions above 0.5, 1 where neither
-        has any. CLOSE: 1 if all floats together are within 5 % and all others equal, else 0.
+        expected, actual: outputs by name. ARGMAX and NEXT_TOKEN: share of the rows with the
+        same largest score. DECISIONS: intersection over union of the positions above 0.5, 1
+        where neither has any. CLOSE: 1 if all floats together are within 5 % and all others
+        equal, else 0.
         Another shape, or NaN where the reference has none, is 0.
         """
         if self.output is None:
@@ -99,7 +108,7 @@ class AgreementRule:
         e, a = expected[self.output], actual[self.output]
         if e.shape != a.shape or np.isnan(a).any() > np.isnan(e).any():
             return 0.0
-        if self.same is Same.ARGMAX:
+        if self.same is not Same.DECISIONS:
             return float((e.argmax(-1) == a.argmax(-1)).mean())
         return _intersection_over_union(e > _THRESHOLD, a > _THRESHOLD)
 

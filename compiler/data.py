@@ -2,12 +2,15 @@
 
 DATA is a directory of ``.npz`` files (one feed each, keyed by input name), one ``.npz``
 whose arrays have a leading sample dimension, an ``.npy`` for a model with one input, or a
-function that yields feeds. Keys that are no inputs of the model are labels.
+function that yields feeds. Keys that are no inputs of the model are labels. For a language model
+``input_ids`` are enough (``edgec.decoder``), and a ``.txt`` is cut into windows of tokens
+(``edgec.token_windows``).
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import pathlib
@@ -19,9 +22,11 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
+from edgec.decoder import IDS, PAST, completed, is_decoder
 from edgec.entrypoint import describe_failure, load_function, repeatable_items
 from edgec.errors import DataError
 from edgec.rows import open_rows
+from edgec.token_windows import SUFFIX, Encode, token_windows
 
 Array = np.ndarray[Any, Any]
 T = TypeVar("T")
@@ -89,6 +94,10 @@ class Dataset:
         for sample in self.samples():
             yield sample.feeds
 
+    def has_label(self) -> bool:
+        """True if the first sample has an array named ``label``."""
+        return any(LABEL in sample.labels for sample in itertools.islice(self.samples(), 1))
+
     def without(self, digests: Iterable[str]) -> Dataset:
         """This set without the samples of those digests."""
         gone = set(digests)
@@ -145,16 +154,19 @@ def labels_of(data: Dataset | None) -> Labels | None:
     return None if data is None else Labels(data)
 
 
-def open_data(given: Any, inputs: tuple[InputSpec, ...], what: str) -> Dataset:
+def open_data(
+    given: Any, inputs: tuple[InputSpec, ...], what: str, encode: Encode | None = None
+) -> Dataset:
     """The checked data set that DATA stands for.
 
-    what: "calibration" or "evaluation", for messages. Every sample is read once and
-    checked: names, dtypes, shapes, no NaN or infinity, at least one sample.
+    what: "calibration" or "evaluation", for messages. encode: of a language model's tokenizer,
+    for text files. Every sample is read once and checked: names, dtypes, shapes, no NaN or
+    infinity, at least one sample.
     Raises DataError with file or sample index.
     """
     where = given if isinstance(given, str) else getattr(given, "__name__", str(given))
     where = f"{what} data {where}"
-    read = _reader(given, inputs, where)
+    read = _reader(given, inputs, where, encode)
 
     def checked() -> Iterator[Sample]:
         for sample in read():
@@ -167,7 +179,7 @@ def open_data(given: Any, inputs: tuple[InputSpec, ...], what: str) -> Dataset:
 
 
 def _reader(
-    given: Any, inputs: tuple[InputSpec, ...], where: str
+    given: Any, inputs: tuple[InputSpec, ...], where: str, encode: Encode | None
 ) -> Callable[[], Iterable[Sample]]:
     if callable(given):
         return lambda: _from_function(given, inputs, where)
@@ -190,6 +202,11 @@ def _reader(
         if not path.is_file():
             raise DataError(f"{where}: no such file")
         return lambda: _slices(path, inputs, where)
+    if path.suffix == SUFFIX:
+        windows = functools.partial(token_windows, path, encode, where)
+        return lambda: (
+            _sort_out(item, inputs, f"{where}, window {i}") for i, item in enumerate(windows())
+        )
     if ":" in text:
         function = load_function(text, DataError)
         return lambda: _from_function(function, inputs, where)
@@ -249,7 +266,9 @@ def _from_function(
 
 def _sort_out(item: Mapping[str, Any], inputs: tuple[InputSpec, ...], where: str) -> Sample:
     names = [i.name for i in inputs]
-    item = _named(item, names)
+    item = _named(item, _essential(names))
+    if is_decoder(names):
+        item = completed(item, inputs)
     missing = [n for n in names if n not in item]
     if missing:
         raise DataError(
@@ -261,6 +280,11 @@ def _sort_out(item: Mapping[str, Any], inputs: tuple[InputSpec, ...], where: str
         {k: np.asarray(v) for k, v in item.items() if k not in names},
         where,
     )
+
+
+def _essential(names: Sequence[str]) -> Sequence[str]:
+    """The inputs that data must have: of a language model the rest follows from the ids."""
+    return [IDS] if is_decoder(names) else names
 
 
 def _named(item: Mapping[str, T], names: Sequence[str]) -> Mapping[str, T]:
@@ -276,7 +300,7 @@ def _slices(path: pathlib.Path, inputs: tuple[InputSpec, ...], where: str) -> It
     """Samples of arrays whose first axis counts samples (or rows of a batch)."""
     specs = {i.name: i for i in inputs}
     with _readable(path, where):
-        arrays = _named(open_rows(path), list(specs))
+        arrays = _named(open_rows(path), _essential(list(specs)))
     for name, array in arrays.items():
         if not array.shape:
             raise DataError(f"{where}: array '{name}' has no leading sample dimension")
@@ -324,7 +348,7 @@ def _check(sample: Sample, inputs: tuple[InputSpec, ...]) -> Sample:
                 f"[{expected}]; prepare it as the app will, or export the model with an open "
                 "dimension where sizes differ"
             )
-        if array.size == 0:
+        if array.size == 0 and not spec.name.startswith(PAST):
             raise DataError(f"{where}: '{spec.name}' is empty")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise DataError(

@@ -89,8 +89,8 @@ def judge_outputs(
                     f"metric {metric.name} needs labels, but the evaluation data has no array "
                     "besides the inputs; add one named 'label'"
                 )
-            kept[0].append(whole[0])
-            kept[1].append(whole[1])
+            for side, outputs in zip(kept, whole, strict=True):
+                side.append(metric.kept(outputs, sample.labels))
             labels.append(sample.labels)
         progress(len(agreements))
     if not agreements:

@@ -10,20 +10,32 @@ from typing import Any
 import numpy as np
 
 from edgec.data import LABEL
+from edgec.decoder import LOGITS, NO_LABEL
 from edgec.entrypoint import describe_failure, load_function
 from edgec.errors import DataError, suggestion
 
 Array = np.ndarray[Any, Any]
 Outputs = Mapping[str, Any]  # output name -> array [samples, ...] (a list where shapes differ)
 
+_LOSS = "loss"  # what perplexity keeps of a sample
+
 
 @dataclass(frozen=True)
 class TaskMetric:
-    """A metric by name. higher_is_better decides the sign of a drop."""
+    """A metric by name. higher_is_better decides the sign of a drop.
+
+    reduce: (outputs, labels) of one sample -> what the metric needs of its outputs, where these
+    are too large to be kept for all samples; the function then gets that.
+    """
 
     name: str
     function: Callable[[Outputs, Any], float]
     higher_is_better: bool = True
+    reduce: Callable[[Outputs, Mapping[str, Array]], Outputs] | None = None
+
+    def kept(self, outputs: Outputs, labels: Mapping[str, Array]) -> Outputs:
+        """What is kept of the outputs for one sample until the metric is taken."""
+        return outputs if self.reduce is None else self.reduce(outputs, labels)
 
     def __call__(self, outputs: Outputs, labels: Any) -> float:
         """The metric's value. Raises DataError if the function fails or returns no number."""
@@ -111,6 +123,37 @@ def _mean_error(name: str, power: int) -> Callable[[Outputs, Any], float]:
     return metric
 
 
+def _token_losses(outputs: Outputs, labels: Mapping[str, Array]) -> Outputs:
+    """Negative log likelihood float64 [tokens] of each labelled token, given those before it."""
+    if LOGITS not in outputs or outputs[LOGITS].ndim != 3:
+        raise DataError(
+            f"metric perplexity needs a language model with an output '{LOGITS}' [batch, tokens, "
+            f"vocabulary], this one has {', '.join(outputs)}"
+        )
+    truth = _truth(labels, "perplexity")
+    logits = outputs[LOGITS]
+    if truth.shape != logits.shape[:2] or truth.dtype.kind not in "iu":
+        raise DataError(
+            f"metric perplexity: the labels are {truth.dtype} {list(truth.shape)}, expected token "
+            f"ids {list(logits.shape[:2])}, {NO_LABEL} where nothing is asked"
+        )
+    following = truth[:, 1:]
+    scores, wanted = logits[:, :-1][following >= 0], following[following >= 0]
+    if wanted.size and wanted.max() >= scores.shape[1]:
+        raise DataError(f"metric perplexity: label {wanted.max()} is no token of {scores.shape[1]}")
+    highest = scores.max(axis=1, keepdims=True)
+    total = np.log(np.exp(scores - highest).sum(axis=1, dtype=np.float64)) + highest[:, 0]
+    return {_LOSS: total - scores[np.arange(len(wanted)), wanted]}
+
+
+def _perplexity(outputs: Outputs, labels: Any) -> float:
+    """exp of the mean loss of all tokens; each weighs the same, whatever its sample."""
+    losses = np.asarray(outputs[_LOSS])  # [tokens of all samples]
+    if not losses.size:
+        raise DataError("metric perplexity: no sample has two tokens in a row to judge")
+    return float(np.exp(losses.mean()))
+
+
 def _pearson(a: Array, b: Array) -> float:
     a, b = a - a.mean(), b - b.mean()
     return float((a * b).sum() / max(math.sqrt(float((a * a).sum() * (b * b).sum())), 1e-30))
@@ -162,5 +205,6 @@ METRICS: Mapping[str, TaskMetric] = {
         TaskMetric("cosine", _cosine),
         TaskMetric("mae", _mean_error("mae", 1), higher_is_better=False),
         TaskMetric("mse", _mean_error("mse", 2), higher_is_better=False),
+        TaskMetric("perplexity", _perplexity, higher_is_better=False, reduce=_token_losses),
     )
 }

@@ -173,7 +173,7 @@ def test_calibration_samples_that_are_all_equal_are_a_finding(
     model, one = graphs.mlp()
     given = [{name: array + different * i for name, array in one.items()} for i in range(8)]
     source: Any = SimpleNamespace(calibration=lambda: given, evaluation=None, metric=None)
-    exported: Any = SimpleNamespace(model=model, examples=())
+    exported: Any = SimpleNamespace(model=model, examples=(), encode=None)
     found = open_inputs(source, exported, load_target("x86-64"), seed=0).findings
     assert any("all 8 calibration samples are equal" in text for text in found) == doubted
 
