@@ -14,11 +14,12 @@ import onnx_ir as ir
 
 from edgec.passes.contract import Context, Result, Stage
 from edgec.passes.lower_attention import lower_attention
+from edgec.passes.lower_decoder import lower_decoder
 from edgec.passes.lower_norm import lower_norm
 from edgec.passes.lower_pool import lower_pool
 from edgec.passes.lower_weights import lower_weights
 
-_STEPS = (lower_weights, lower_norm, lower_attention, lower_pool)
+_STEPS = (lower_weights, lower_norm, lower_decoder, lower_attention, lower_pool)
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Lower:
     name: ClassVar[str] = "lower"
     stage: ClassVar[Stage] = Stage.LOWER
     lossless: ClassVar[bool] = True
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     def run(self, model: ir.Model, context: Context) -> Result:
         """Lower; ``changed`` counts the nodes that were replaced or read another form.

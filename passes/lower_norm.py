@@ -5,6 +5,10 @@
 ONNX has RMSNormalization from opset 23 on; below that the only kernel is this one, which
 ONNX Runtime registers in the standard domain (in com.microsoft it is unknown, tried with
 1.31). The ONNX checker does not know the operator.
+
+Left out: SkipSimplifiedLayerNormalization, which adds the residual too: with ONNX Runtime 1.31
+on x86-64, one thread, rows of 576, it takes as long as Add and this for one row, and 1.2 to
+1.5 times as long for 64 and 512 rows.
 """
 
 from __future__ import annotations

@@ -82,15 +82,15 @@ def _match(softmax: ir.Node) -> Attention | str:
     user = sole_user(softmax.outputs[0])
     if user is None or not is_op(user, "MatMul") or user.inputs[0] is not softmax.outputs[0]:
         return "its result is no left factor of a MatMul"
-    scores, mask = _split_mask(softmax.inputs[0])
+    scores, mask = split_mask(softmax.inputs[0])
     if scores is None:
         return "no product of queries and keys in front of it"
-    scores, scale = _without_factors(scores)
+    scores, scale = without_factors(scores)
     product = producer(scores, "MatMul")
     if product is None:
         return "no product of queries and keys in front of it"
-    query, query_factor = _without_factors(product.inputs[0])
-    key, key_factor = _without_factors(product.inputs[1])
+    query, query_factor = without_factors(product.inputs[0])
+    key, key_factor = without_factors(product.inputs[1])
     value = user.inputs[1]
     ranks = {_rank(v) for v in (query, key, value)}
     if query is None or key is None or value is None or ranks not in ({3}, {4}):
@@ -140,7 +140,7 @@ def _merged(
     return Merged(found[0], found[1], found[2], heads, scale, end)
 
 
-def _split_mask(value: ir.Value | None) -> tuple[ir.Value | None, ir.Value | None]:
+def split_mask(value: ir.Value | None) -> tuple[ir.Value | None, ir.Value | None]:
     """Scores and mask; the scores are the operand that leads to a MatMul."""
     node = producer(value, "Add", "Where")
     if node is None:
@@ -158,10 +158,10 @@ def _split_mask(value: ir.Value | None) -> tuple[ir.Value | None, ir.Value | Non
 
 
 def _leads_to_product(value: ir.Value | None) -> bool:
-    return value is not None and producer(_without_factors(value)[0], "MatMul") is not None
+    return value is not None and producer(without_factors(value)[0], "MatMul") is not None
 
 
-def _without_factors(value: ir.Value | None) -> tuple[ir.Value | None, float]:
+def without_factors(value: ir.Value | None) -> tuple[ir.Value | None, float]:
     """The value before multiplications by numbers, and their product."""
     factor = 1.0
     while (node := producer(value, "Mul", "Div")) is not None:
@@ -234,7 +234,7 @@ def _projection(value: ir.Value | None, width: int) -> tuple[ir.Value | None, fl
     while value is not None:
         if value.shape is not None and len(value.shape) == 3 and value.shape[2] == width:
             return value, factor
-        value, step = _without_factors(value)
+        value, step = without_factors(value)
         factor *= step
         node = producer(value, *_MOVEMENT)
         if node is None and step == 1.0:
