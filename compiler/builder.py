@@ -123,8 +123,10 @@ def build(
     exported = export(given, device)
     check_model(exported.model)
     inputs = open_inputs(given, exported, device, seed)
+    task_metric = task_metric or inputs.metric
     examined = settle(asked, exported.model, given, inputs, task_metric)
     parity = check_parity(exported, inputs.checks)
+    exported = exported.alone()
     reference = lay_out(exported.model)
     reference_digest = reference.digest()
     progress("export", 1, 1)
@@ -204,6 +206,7 @@ def build(
             final,
             given,
             device,
+            language=exported.language,
             version=version,
             provenance={
                 "reference": reference_digest,
@@ -213,7 +216,8 @@ def build(
         )
         results = locked.results if locked is not None else {}
         manifest = replace(manifest, golden=(golden.manifest,), results=results)
-        emit(layout, manifest, file, golden.files)
+        files = {**golden.files, **(exported.language.files if exported.language else {})}
+        emit(layout, manifest, file, files)
         judgement = judge_bundle(
             exported.model, file, given, inputs, task_metric, examined.slices, progress
         )
@@ -222,7 +226,7 @@ def build(
         )
         if locked is None:
             results = results_of(judgement, inputs)
-            emit(layout, replace(manifest, results=results), file, golden.files)
+            emit(layout, replace(manifest, results=results), file, files)
         progress("latency", 0, 1)
         timings, machine = time_all(exported.model, steps, file, device, threads, inputs.checks[0])
         progress("latency", 1, 1)

@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 import edgec
 from edgec.errors import ExportError
+from edgec.language import Language
 from edgec.passes.execution import graph_bytes, weights_size_bytes
 from edgec.source import Source
 from edgec.targets import Target
@@ -99,7 +100,7 @@ def emit(
     path: pathlib.Path,
     files: Mapping[str, bytes],
 ) -> parts.Manifest:
-    """Write the bundle; ``files`` are the golden sample and other entries."""
+    """Write the bundle; ``files`` are the golden sample, a tokenizer and other entries."""
     weights = format_.weight_chunks(layout.chunks())
     graph_file = manifest.graphs["main"].file
     return format_.write_bundle(
@@ -114,8 +115,12 @@ def make_manifest(
     *,
     version: int,
     provenance: Mapping[str, Any],
+    language: Language | None = None,
 ) -> parts.Manifest:
-    """The manifest of a bundle before its golden sample and results are known."""
+    """The manifest of a bundle before its golden sample and results are known.
+
+    language: of a language model.
+    """
     graph, session = graph_entry(model), target.session
     return parts.Manifest(
         name=source.name,
@@ -136,6 +141,7 @@ def make_manifest(
         ),
         image=_image(source, graph),
         labels=source.labels,
+        generation=language.generation if language is not None else None,
         provenance=provenance,
     )
 

@@ -13,20 +13,24 @@ import logging
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
+from edgec.decoder_parity import check_decoding
 from edgec.entrypoint import describe_failure, repeatable
 from edgec.errors import EdgecError, ExportError, SourceError
 from edgec.export_onnx import load_onnx
+from edgec.language import Language
 from edgec.passes.execution import open_session, run_feeds, run_values, sqnr_db
 from edgec.report import Parity
+from edgec.shapes import input_specs
 from edgec.source import Source
 from edgec.targets import Target
+from edgec.token_windows import Encode
 
 # Float noise between two correct float32 implementations is 80 dB and above; one wrong
 # operator, weight or mask costs far more than this leaves room for.
@@ -42,6 +46,7 @@ class Exported:
     examples: feeds that came with the source; empty for an .onnx file.
     eager: runs the source itself on feeds -> outputs by name; None for an .onnx file.
     locate: names the first diverging node on feeds; None where there is no node by node view.
+    language: of a language model from a Hugging Face directory.
     """
 
     model: ir.Model
@@ -49,6 +54,16 @@ class Exported:
     eager: Any = None
     locate: Any = None
     findings: tuple[str, ...] = field(default=())
+    language: Language | None = None
+
+    @property
+    def encode(self) -> Encode | None:
+        """Text -> token ids; None for a model without a tokenizer."""
+        return self.language.encode if self.language is not None else None
+
+    def alone(self) -> Exported:
+        """The reference without its source, whose weights need not stay in memory."""
+        return replace(self, eager=None, locate=None)
 
 
 def export(source: Source, target: Target) -> Exported:
@@ -73,8 +88,9 @@ def export(source: Source, target: Target) -> Exported:
 def check_parity(exported: Exported, samples: Iterable[Feeds], limit: int = 4) -> Parity | None:
     """The reference's outputs against the source's on up to ``limit`` real inputs.
 
-    Returns None if the source is itself an ONNX file. Raises ExportError below
-    ``MIN_PARITY_DB`` and names the first diverging node.
+    A language model is followed token by token besides (``edgec.decoder_parity``). Returns None
+    if the source is itself an ONNX file. Raises ExportError below ``MIN_PARITY_DB`` and names
+    the first diverging node.
     """
     if exported.eager is None:
         return None
@@ -107,6 +123,17 @@ def check_parity(exported: Exported, samples: Iterable[Feeds], limit: int = 4) -
                     f"output '{name}' differs by up to {worst_error:.3g} (SQNR {worst_db:.1f} dB, "
                     f"at least {MIN_PARITY_DB:.0f} expected)"
                 )
+    if exported.language is not None:
+        decoded = check_decoding(
+            lambda feeds: dict(zip(names, run_feeds(session, feeds), strict=True)),
+            exported.eager,
+            input_specs(exported.model),
+            vocabulary=exported.language.vocabulary,
+            context_length=exported.language.generation.context_length,
+            min_db=MIN_PARITY_DB,
+        )
+        worst_error = max(worst_error, decoded.max_abs_error)
+        worst_db, count = min(worst_db, decoded.sqnr_db), count + decoded.samples
     return Parity(max_abs_error=worst_error, sqnr_db=round(worst_db, 1), samples=count)
 
 

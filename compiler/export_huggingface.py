@@ -1,7 +1,9 @@
 """A local Hugging Face directory -> reference, through optimum's exporters.
 
 optimum picks the task from the configuration and knows the inputs of every architecture.
-Nothing is downloaded. A model that needs several graphs (encoder and decoder) is refused.
+Nothing is downloaded. A causal language model becomes one graph, a decoder with past that takes
+prompts with an empty cache; tokenizer and chat template are read with it. A model that needs
+several graphs (encoder and decoder) is refused.
 """
 
 from __future__ import annotations
@@ -15,11 +17,16 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from edgec.decoder import is_decoder_graph
 from edgec.errors import ExportError, SourceError
 from edgec.export import Exported, _cause, _quiet
+from edgec.export_decoder import decoder_examples, eager_decoder, share_tables
+from edgec.language import read_language
+from edgec.shapes import input_specs
 from edgec.targets import Target
 
 _EXPORT_OPSET = 18  # what optimum's exporter supports for every architecture
+_GENERATION, _WITH_PAST = "text-generation", "text-generation-with-past"
 
 
 def export_directory(path: pathlib.Path, target: Target) -> Exported:
@@ -63,6 +70,8 @@ def export_directory(path: pathlib.Path, target: Target) -> Exported:
             )
         model = ir.load(files[0])
         _into_memory(model)
+        if is_decoder_graph(model):
+            return _decoder(path, module, model, target)
         feeds = _dummy_feeds(module, task, model)
 
     def eager(given: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
@@ -87,6 +96,28 @@ def export_directory(path: pathlib.Path, target: Target) -> Exported:
     return Exported(model, (feeds,), eager if can_compare else None, None, findings)
 
 
+def _decoder(path: pathlib.Path, module: Any, model: ir.Model, target: Target) -> Exported:
+    """The reference of a causal language model, with what makes it speak."""
+    if target.static_shapes:
+        raise ExportError(
+            f"{path}: a decoder's cache grows with every token, and target {target.name} needs "
+            "fixed shapes; choose a target that has none (`edgec targets`)"
+        )
+    shared = share_tables(model)
+    language = read_language(path, module, model)
+    eager = eager_decoder(module)
+    examples = decoder_examples(
+        eager,
+        input_specs(model),
+        vocabulary=language.vocabulary,
+        context_length=language.generation.context_length,
+    )
+    findings = (f"exported by optimum for the task '{_WITH_PAST}'", *language.findings)
+    if shared:
+        findings += ("the output layer shares the embedding table, which is stored once",)
+    return Exported(model, examples, eager, None, findings, language)
+
+
 def _task(path: pathlib.Path) -> str:
     """The task of the class that config.json names; a bare encoder gives features."""
     import transformers
@@ -96,7 +127,8 @@ def _task(path: pathlib.Path) -> str:
     architecture = getattr(transformers, (config.architectures or [""])[0], None)
     if architecture is None:
         return "feature-extraction"
-    return str(TasksManager.infer_task_from_model(architecture))
+    task = str(TasksManager.infer_task_from_model(architecture))
+    return _WITH_PAST if task == _GENERATION else task
 
 
 def _dummy_feeds(module: Any, task: str, model: ir.Model) -> dict[str, np.ndarray[Any, Any]]:

@@ -11,9 +11,13 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from edgec.data import Dataset, Sample, open_data
+import numpy as np
+
+from edgec.data import LABEL, Dataset, Sample, open_data
+from edgec.decoder import has_past, is_decoder_graph
 from edgec.errors import DataError
 from edgec.export import Exported
+from edgec.metrics import METRICS, TaskMetric
 from edgec.passes import Context, Feeds
 from edgec.passes.equivalence import proof_feeds
 from edgec.shapes import fix_shapes, has_open_dimensions, input_specs
@@ -32,6 +36,8 @@ class Inputs:
     evaluation: for the judgement; None where there is no data set for it.
     checks: a few feeds, real where there are any, on which passes are checked.
     judged_on: which data the figures come from. real: False if they are synthetic.
+    metric: what a language model is judged by if the user names nothing; None for other models,
+    and without data.
     """
 
     calibration: Dataset | None
@@ -41,6 +47,7 @@ class Inputs:
     judged_on: str
     real: bool
     findings: tuple[str, ...] = ()
+    metric: TaskMetric | None = None
 
     def judged(self) -> Iterator[Sample]:
         """The samples of the final judgement."""
@@ -64,12 +71,13 @@ def open_inputs(source: Source, exported: Exported, target: Target, seed: int) -
     if target.static_shapes and has_open_dimensions(exported.model):
         fix_shapes(exported.model, _first_feeds(source, exported), target.name)
     specs = input_specs(exported.model)
+    decoder = is_decoder_graph(exported.model)
     findings: list[str] = []
     calibration = evaluation = validation = None
     if source.evaluation is not None:
-        evaluation = open_data(source.evaluation, specs, "evaluation")
+        evaluation = open_data(source.evaluation, specs, "evaluation", exported.encode)
     if source.calibration is not None:
-        given = open_data(source.calibration, specs, "calibration")
+        given = open_data(source.calibration, specs, "calibration", exported.encode)
         calibration = given
         if evaluation is not None:
             calibration = given.without(evaluation.kept_digests())
@@ -92,23 +100,47 @@ def open_inputs(source: Source, exported: Exported, target: Target, seed: int) -
         findings += _doubts(given)
 
     if evaluation is not None:
-        judged, judged_on = evaluation, f"evaluation data, {len(evaluation)} samples"
+        judged, judged_on = evaluation, f"evaluation data, {_counted(evaluation, decoder)}"
     elif validation is not None:
         judged = validation
-        judged_on = f"{len(validation)} calibration samples that were held out"
+        judged_on = f"{_counted(validation, decoder, 'calibration ')} that were held out"
     else:
         judged, judged_on = None, ""
     if source.metric is not None:
         _require_labels(judged, source.metric)
     checks = _checks(calibration or judged)
     real = bool(checks)
+    if real and decoder:
+        checks = _with_steps(checks, exported.examples)
     if not real:
         checks = _made_up(exported, target, seed)
         judged_on = "example or random inputs (no data was given): numerics only, no accuracy"
         findings.append("no data was given: accuracy was not judged; give --evaluation")
     elif judged is None:
         judged_on = f"{len(checks)} calibration samples that were also used for calibration"
-    return Inputs(calibration, validation, judged, checks, judged_on, real, tuple(findings))
+    asked = decoder and judged is not None and judged.has_label()
+    metric = METRICS["perplexity"] if asked else None
+    return Inputs(calibration, validation, judged, checks, judged_on, real, tuple(findings), metric)
+
+
+def _counted(data: Dataset, decoder: bool, kind: str = "") -> str:
+    """The size of a data set in words: of a language model with the tokens that are judged."""
+    if not decoder or not data.has_label():
+        return f"{len(data)} {kind}samples"
+    truths = [np.atleast_2d(sample.labels[LABEL]) for sample in data.samples()]
+    judged = sum(int((truth[:, 1:] >= 0).sum()) for truth in truths)
+    longest = max(truth.shape[1] for truth in truths)
+    return f"{len(data)} {kind}windows of {longest} tokens, {judged} of them judged"
+
+
+def _with_steps(checks: tuple[Feeds, ...], examples: tuple[Feeds, ...]) -> tuple[Feeds, ...]:
+    """The checks of a language model: steps with a past, as the source's examples show them.
+
+    The first is a step: the device spends its time on these, so it is timed and is the golden
+    sample; the second a prompt.
+    """
+    steps = tuple(feeds for feeds in examples if has_past(feeds))
+    return (*steps[:1], *checks[:1], *steps[1:], *checks[1:])[:_MAX_CHECKS]
 
 
 def _doubts(calibration: Dataset) -> list[str]:
@@ -127,7 +159,7 @@ def _first_feeds(source: Source, exported: Exported) -> Feeds | None:
     specs = input_specs(exported.model)
     for given, what in ((source.evaluation, "evaluation"), (source.calibration, "calibration")):
         if given is not None:
-            return next(iter(open_data(given, specs, what)))
+            return next(iter(open_data(given, specs, what, exported.encode)))
     return exported.examples[0] if exported.examples else None
 
 
@@ -156,7 +188,8 @@ def _made_up(exported: Exported, target: Target, seed: int) -> tuple[Feeds, ...]
             for d, n in zip(spec.dims, feeds[spec.name].shape, strict=True)
         )
     ]
-    if any(array.min() < array.max() for feeds in examples for array in feeds.values()):
+    arrays = [array for feeds in examples for array in feeds.values() if array.size]
+    if any(array.min() < array.max() for array in arrays):
         return tuple(examples)
     random = proof_feeds(model, Context(target=target, reference=model, seed=seed))
     if random is None and not examples:

@@ -87,7 +87,7 @@ def _until_stable(model: ir.Model) -> ir.Model:
             model,
             input_size_limit=_MAX_FOLD_INPUT,
             output_size_limit=_MAX_FOLD_OUTPUT,
-            should_fold=lambda node: True if _is_useful_fill(node) else None,
+            should_fold=_should_fold,
         )
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         common.LiftSubgraphInitializersToMainGraphPass()(model)
@@ -114,6 +114,20 @@ def _strip_metadata(model: ir.Model) -> None:
         for value in (*graph.inputs, *graph.initializers.values(), *outputs):
             value.metadata_props.clear()
             value.doc_string = None
+
+
+def _should_fold(node: ir.Node) -> bool | None:
+    """Whether a constant is computed now; None leaves it to the limits of size."""
+    if is_op(node, "Transpose") and _is_table(node.inputs[0]):
+        return False  # the output layer of a language model shares its embedding table
+    return True if _is_useful_fill(node) else None
+
+
+def _is_table(value: ir.Value | None) -> bool:
+    """True for a constant whose rows are looked up."""
+    if value is None or constant(value) is None:
+        return False
+    return any(is_op(user, "Gather") and index == 0 for user, index in value.uses())
 
 
 def _is_useful_fill(node: ir.Node) -> bool:

@@ -204,7 +204,9 @@ def _random_array(
         if isinstance(dim, int) and dim > 0:
             shape.append(dim)
         else:
-            shape.append(guess if name is None else names.setdefault(name, guess))
+            # a decoder's mask is as long as "past_sequence_length + sequence_length"
+            parts = [None] if name is None else name.split(" + ")
+            shape.append(sum(guess if p is None else names.setdefault(p, guess) for p in parts))
     dtype = value.dtype.numpy()
     if dtype.kind in "iu":
         return random.integers(0, bound, shape).astype(dtype)

@@ -72,6 +72,8 @@ class Recipes:
     uncalibrated: tuple[str, ...]  # without calibration data, most weights in convolutions
     compact: tuple[str, ...]  # instead, where the above is slower than float32: small, as fast
     lossless: tuple[str, ...]  # instead, where that is slower or loses too much, too
+    # language models with a key-value cache
+    decoder: tuple[str, ...] = ("cleanup", "fuse", "quantize-weights", "lower")
 
 
 @dataclass(frozen=True)
