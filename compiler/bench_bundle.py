@@ -10,12 +10,11 @@ from typing import Any
 
 import edgec_runtime
 from edgec.bench import Timing, interleave
-from edgec.data import open_data
 from edgec.errors import SourceError
 from edgec.machine import absent_providers, cpu_name, is_kind_of, this_machine
 from edgec.promise import Limits, judge
 from edgec.report import Measurement, Promise
-from edgec.runners import bundle_input_specs, open_runner, reference_beside
+from edgec.runners import open_bundle_data, open_runner, reference_beside
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def bench_bundle(
     limits = limits or Limits()
     model = edgec_runtime.load(path, threads=threads, any_target=True)
     if data is not None:
-        dataset = open_data(data, bundle_input_specs(model.manifest), "bench")
+        dataset = open_bundle_data(data, path, "bench")
         feeds, inputs = next(iter(itertools.islice(dataset, 1))), f"first sample of {data}"
     else:
         feeds, inputs = model.golden_inputs(), "the golden sample of the bundle"

@@ -27,6 +27,7 @@ from edgec.cli_console import (
     speed_options,
 )
 from edgec.cli_devices import devices, mobile, verify
+from edgec.cli_run import run
 
 
 class _Group(click.Group):
@@ -78,13 +79,14 @@ def main(traceback: bool) -> None:
 @click.option(
     "--calibration",
     metavar="DATA",
-    help="Directory of .npz, one .npz or .npy, or file.py:function.",
+    help="Directory of .npz, one .npz or .npy, file.py:function, or a .txt for a language model.",
 )
 @click.option("--evaluation", metavar="DATA", help="Data to judge the bundle on, with labels.")
 @click.option(
     "--metric",
     metavar="M",
-    help="top1, top5, spearman, pearson, cosine, mae, mse, or file.py:fn(outputs, labels).",
+    help="top1, top5, spearman, pearson, cosine, mae, mse, perplexity, or "
+    "file.py:fn(outputs, labels).",
 )
 @click.option(
     "--recipe",
@@ -322,35 +324,6 @@ def bench(
 
 
 @main.command()
-@click.argument("bundle", type=click.Path(path_type=pathlib.Path))
-@click.option("--input", "data", metavar="DATA", help="Feeds, as for build; one run per sample.")
-@click.option(
-    "--image",
-    type=click.Path(path_type=pathlib.Path),
-    help="A picture, prepared as the bundle says (needs Pillow).",
-)
-@click.option(
-    "--output",
-    "-o",
-    type=click.Path(path_type=pathlib.Path),
-    help="Write the outputs to this .npz file.",
-)
-@click.option("--threads", type=click.IntRange(0, 1024), help="Instead of the manifest's.")
-@click.option("--any-target", is_flag=True, help="Also run a bundle of another device class.")
-@json_option
-def run(bundle: pathlib.Path, as_json: bool, **options: Any) -> None:
-    """Run BUNDLE on data or on a picture and print its outputs."""
-    from edgec.report_terminal import print_facts
-    from edgec.run_bundle import run_bundle
-
-    facts = run_bundle(bundle, **options)
-    if as_json:
-        click.echo(json.dumps(facts, indent=2, sort_keys=True))
-    else:
-        print_facts(facts, console())
-
-
-@main.command()
 @json_option
 def doctor(as_json: bool) -> None:
     """Say what this machine and its packages can do, and what is missing."""
@@ -368,7 +341,7 @@ def doctor(as_json: bool) -> None:
         exit_with(1)
 
 
-for command in (adapt, verify, devices, mobile):
+for command in (adapt, verify, devices, mobile, run):
     main.add_command(command)
 
 

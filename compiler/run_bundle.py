@@ -1,19 +1,23 @@
-"""Runs a bundle on data or on a picture, for ``edgec run``."""
+"""Runs a bundle on data, on a picture or on a prompt, for ``edgec run``."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import edgec_runtime
-from edgec.data import open_data
 from edgec.errors import DataError, InputError, OutputError
 from edgec.report import plain
-from edgec.runners import bundle_input_specs
+from edgec.runners import open_bundle_data
+
+if TYPE_CHECKING:
+    from edgec_runtime.generate import Options
 
 _SHOWN = 8  # values of an output that are printed
 _TOP = 5  # classes that are printed
@@ -43,7 +47,7 @@ def run_bundle(
     if image is not None:
         samples, what = [model.prepare_image(_pixels(image))], str(image)
     elif data is not None:
-        samples = list(open_data(data, bundle_input_specs(model.manifest), "input"))
+        samples = list(open_bundle_data(data, path, "input"))
         what = data
     else:
         samples, what = [model.golden_inputs()], "the golden sample of the bundle"
@@ -60,6 +64,48 @@ def run_bundle(
         ],
         **({"written": str(output)} if output is not None else {}),
     }
+
+
+def stream_answer(
+    path: pathlib.Path, prompt: str, *, settings: Options, opening: Opening
+) -> Iterator[str]:
+    """The answer of a language model to a prompt, piece by piece as it comes.
+
+    settings: those of ``Model.generate``. Raises InputError if the bundle is no language model
+    or has no tokenizer.
+    """
+    model, asked = opening.of(path, prompt)
+    return model.generate(asked, stream=True, **settings)
+
+
+def whole_answer(
+    path: pathlib.Path, prompt: str, *, settings: Options, opening: Opening
+) -> dict[str, Any]:
+    """The answer as JSON data, with its tokens and why it ended; as ``stream_answer``."""
+    model, asked = opening.of(path, prompt)
+    completion = model.generate(asked, **settings)
+    return {"bundle": str(path), "prompt": prompt, **dataclasses.asdict(completion)}
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a language model is opened, and how it is given a prompt.
+
+    raw: the model continues the prompt. Otherwise the prompt is what a user says, if the bundle
+    has a chat template.
+    """
+
+    threads: int | None = None
+    any_target: bool = False
+    raw: bool = False
+
+    def of(self, path: pathlib.Path, prompt: str) -> tuple[edgec_runtime.Model, Any]:
+        """The model and the prompt as ``Model.generate`` takes it."""
+        model = edgec_runtime.load(path, threads=self.threads, any_target=self.any_target)
+        generation = model.manifest.generation
+        if self.raw or generation is None or generation.chat_template is None:
+            return model, prompt
+        return model, [{"role": "user", "content": prompt}]
 
 
 def _summary(value: np.ndarray[Any, Any], labels: tuple[str, ...] | None) -> dict[str, Any]:

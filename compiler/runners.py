@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 import edgec_runtime
-from edgec.data import InputSpec
+from edgec.data import Dataset, InputSpec, open_data
 from edgec.errors import DataError, SourceError
+from edgec.language import bundle_encoder
 from edgec.targets import Session
+from edgec_runtime.bundle import read_bundle
 from edgec_runtime.manifest import Manifest, Value
 
 Array = np.ndarray[Any, Any]
@@ -46,6 +48,12 @@ def reference_beside(bundle: pathlib.Path) -> pathlib.Path | None:
     """The float32 reference that a build left beside its bundle, if it is there."""
     file = bundle.with_name(f"{bundle.stem}.reference.onnx")
     return file if file.is_file() else None
+
+
+def open_bundle_data(given: str, bundle: pathlib.Path, what: str) -> Dataset:
+    """The data set that DATA stands for, for the inputs of a bundle; see ``open_data``."""
+    opened = read_bundle(bundle)
+    return open_data(given, bundle_input_specs(opened.manifest), what, bundle_encoder(opened))
 
 
 def bundle_input_specs(manifest: Manifest) -> tuple[InputSpec, ...]:

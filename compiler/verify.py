@@ -10,17 +10,16 @@ from typing import Any
 import onnx_ir as ir
 
 import edgec_runtime
-from edgec.agreement import AgreementRule
-from edgec.data import open_data
+from edgec.agreement import AgreementRule, Same
 from edgec.errors import DataError, SourceError
 from edgec.evaluate import Judgement, judge_outputs
 from edgec.export_onnx import load_onnx
 from edgec.lint import lint_bundle
-from edgec.metrics import load_metric
+from edgec.metrics import METRICS, load_metric
 from edgec.promise import Limits, judge
 from edgec.report import Promise, Robustness, plain
 from edgec.robustness import measure_robustness
-from edgec.runners import bundle_input_specs, open_runner, reference_beside
+from edgec.runners import bundle_input_specs, open_bundle_data, open_runner, reference_beside
 from edgec.scrutiny import Scrutiny, check_asked, examine
 from edgec_runtime.bundle import read_bundle
 from edgec_runtime.golden import SelfTest
@@ -128,8 +127,10 @@ def verify_bundle(
                 f"no reference beside {path}; give one with --against (an .onnx file or a bundle)"
             )
         reference: pathlib.Path = beside
-        data = open_data(evaluation, bundle_input_specs(model.manifest), "evaluation")
+        data = open_bundle_data(evaluation, path, "evaluation")
         rule = AgreementRule.of_bundle(model.manifest)
+        if metric is None and rule.same is Same.NEXT_TOKEN and data.has_label():
+            task_metric = METRICS["perplexity"]
         run_reference = open_runner(reference, model.manifest, threads=0)
         examined = examine(
             asked,
