@@ -95,8 +95,8 @@ def decoder_of(model: ir.Model) -> Decoder | str:
     if not caches or not {IDS, MASK} <= others <= {IDS, MASK, POSITIONS}:
         return f"its inputs are not {IDS}, {MASK}, {POSITIONS} and {_PAST}*"
     last = model.graph.outputs[0].shape
-    size = last[-1] if last is not None and len(last) == 3 else None
-    return Decoder(POSITIONS in others, caches, size if isinstance(size, int) else _SAFE_IDS)
+    words = last[2] if last is not None and len(last) == 3 else None
+    return Decoder(POSITIONS in others, caches, words if isinstance(words, int) else _SAFE_IDS)
 
 
 def trials_for(decoder: Decoder, context: Context) -> tuple[Trial, ...]:

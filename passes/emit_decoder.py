@@ -9,7 +9,7 @@ Source: the operators' documentation in ONNX Runtime (docs/ContribOperators.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,11 +49,9 @@ class Emission:
         node = at.node(
             KERNEL,
             [*inputs, *unused, bias] if bias is not None else [*inputs],
+            {"num_heads": match.heads, "kv_num_heads": match.kv_heads, "scale": match.scale},
             outputs=3,
             domain=CONTRIB,
-            num_heads=match.heads,
-            kv_num_heads=match.kv_heads,
-            scale=match.scale,
         )
         node.name = f"{match.end.name}_attention"
         return node.outputs[0], node.outputs[1], node.outputs[2]
@@ -75,7 +73,7 @@ class Emission:
         tables = [self._table(at, angle, match.size) for angle in match.rotary]
         results = []
         for merged, (_, _, part) in zip((first, second), sides, strict=True):
-            node = at.node(ROTARY, [merged, self._rows(at), *tables], domain=CONTRIB)
+            node = at.node(ROTARY, [merged, self._rows(at), *tables], {}, domain=CONTRIB)
             node.name = f"{at.stem}_{part}_rotary"
             results.append(node.outputs[0])
         return results[0], results[1]
@@ -170,10 +168,10 @@ class _Inserter:
         self,
         op_type: str,
         inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, int | float | list[int]],
         *,
         outputs: int = 1,
         domain: str = "",
-        **attributes: int | float | list[int],
     ) -> ir.Node:
         """A new node."""
         made = ir.node(op_type, inputs, attributes, domain=domain, num_outputs=outputs)
@@ -183,7 +181,7 @@ class _Inserter:
 
     def value(self, op_type: str, inputs: Sequence[ir.Value], **attributes: int) -> ir.Value:
         """The result of a new node of standard ONNX."""
-        return self.node(op_type, inputs, **attributes).outputs[0]
+        return self.node(op_type, inputs, attributes).outputs[0]
 
     def constant(self, array: np.ndarray[Any, Any]) -> ir.Value:
         """A new initializer."""
@@ -209,5 +207,5 @@ def _merged(at: _Inserter, heads: Heads, width: int) -> ir.Value:
         return heads.merged
     split = heads.split
     if split is None:
-        split = at.node("Transpose", [heads.value], perm=[0, 2, 1, 3]).outputs[0]
+        split = at.node("Transpose", [heads.value], {"perm": [0, 2, 1, 3]}).outputs[0]
     return at.value("Reshape", [split, at.numbers([0, 0, width])])
