@@ -13,7 +13,8 @@ them once at load (small file, float speed).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import onnx_ir as ir
@@ -21,6 +22,7 @@ import onnx_ir as ir
 from edgec.passes.choice_record import recorded, replayed, replayed_method, replayed_scaling
 from edgec.passes.contract import Context, PassError, Result, Skip, Stage
 from edgec.passes.grids import Scheme
+from edgec.passes.weight_budget import FEW, MANY, mean_bits, widths_within, with_widths
 from edgec.passes.weight_choices import (
     CALIBRATED,
     METHODS,
@@ -53,6 +55,8 @@ class QuantizeWeights:
     scheme: Literal["symmetric", "asymmetric"] = "symmetric"  # of matrix products
     block_size: int = 0  # weights that share a scale; 0 takes the target's
     embedding_bits: int = 8  # of embedding tables: 8, or 4 in blocks
+    # instead of bits: 4 or 8 for each product by what it loses, this many on average with scales
+    bits_per_weight: float = 0.0
     min_weights: int = 1024  # smaller weights stay float32
     skip: tuple[str, ...] = ()  # names of nodes to leave alone
 
@@ -77,6 +81,13 @@ class QuantizeWeights:
                 f"quantize-weights: block_size is {size}, expected a power of two from 16, or "
                 "0 for the target's"
             )
+        mean = self.bits_per_weight
+        if mean and (self.bits == 3 or not FEW < mean <= 2 * MANY):
+            raise PassError(
+                f"quantize-weights: bits_per_weight is {mean:g}, expected more than "
+                f"{FEW} and at most {2 * MANY} (scales count), without bits = 3; 0 gives all the "
+                "same width"
+            )
         if self.min_weights < 0:
             raise PassError(f"quantize-weights: min_weights is {self.min_weights}, expected >= 0")
 
@@ -84,23 +95,27 @@ class QuantizeWeights:
         """Quantize; ``changed`` counts the nodes that read integer weights afterwards."""
         nodes = list(model.graph.all_nodes())
         check_skip(self.name, self.skip, nodes)
-        plan = plan_weights(model, self._wishes(context), context.target)
+        plan = self._plan(model, context, {})
+        widths = self._widths(plan, model, context)
+        plan = self._plan(model, context, widths)
         if context.lock:
             method, why = replayed_method(context.lock), ""
             scaling = replayed_scaling(context.lock)
         else:
-            method, why = resolved(self.method, self.bits, context)
+            method, why = resolved(self.method, self._fewest_bits, context)
             scaling = measure_scaling(plan.matrices, model, context) if method == "awq" else None
         divided: tuple[ir.Value, ...] = ()
         if scaling is not None:
             divided = fold_scaling(plan.matrices, scaling.channels)
             # weights in front of scaled values are other values now
-            plan = plan_weights(model, self._wishes(context), context.target)
+            plan = self._plan(model, context, widths)
         if context.lock and method != "rtn":
             choices = replayed(context.lock, plan.matrices, scaling)
         else:
             choices = choose(plan.matrices, method, model, context, scaling)
         decisions = recorded(method, plan.matrices, choices, scaling)
+        if widths:
+            decisions["bits"] = widths
         store = WeightStore(Editor(model), opset_of(model))
         for matrix in plan.matrices:
             store.matrix(matrix, choices[matrix.name])
@@ -113,12 +128,35 @@ class QuantizeWeights:
         skipped = plan.skipped + refused
         return Result(model, len(done), skipped, touched, decisions, findings)
 
+    @property
+    def _fewest_bits(self) -> int:
+        return FEW if self.bits_per_weight else self.bits
+
+    def _plan(self, model: ir.Model, context: Context, widths: Mapping[str, int]) -> Plan:
+        plan = plan_weights(model, self._wishes(context), context.target)
+        return replace(plan, matrices=with_widths(plan.matrices, widths))
+
+    def _widths(self, plan: Plan, model: ir.Model, context: Context) -> dict[str, int]:
+        """Bits of each matrix by its name where they are to differ."""
+        if not self.bits_per_weight or not plan.matrices:
+            return {}
+        if context.lock:
+            return {str(name): int(bits) for name, bits in context.lock.get("bits", {}).items()}
+        return widths_within(plan.matrices, self.bits_per_weight, model, context)
+
     def _wishes(self, context: Context) -> Wishes:
         symmetric = self.scheme == "symmetric"
         size = self.block_size or context.target.int4.block_size
-        products = Scheme(self.bits, symmetric, size)
+        products = Scheme(self._fewest_bits, symmetric, size)
         tables = Scheme(4, symmetric, size) if self.embedding_bits == 4 else None
         return Wishes(products, tables, self.min_weights, self.skip)
+
+    def _width(self, plan: Plan) -> str:
+        if not self.bits_per_weight:
+            return f"{self.bits} bits"
+        many = sum(matrix.scheme.bits == MANY for matrix in plan.matrices)
+        mean = mean_bits(plan.matrices)
+        return f"{FEW} bits, {many} of them in {MANY} ({mean:.2f} bits a weight with scales)"
 
     def _findings(
         self, plan: Plan, method: Method, why: str, scaling: Scaling | None
@@ -127,7 +165,7 @@ class QuantizeWeights:
         if not plan.matrices:
             return plan.notes
         reason = f" (auto: {why})" if why else ""
-        found = [f"{len(plan.matrices)} weight matrices in {self.bits} bits by {method}{reason}"]
+        found = [f"{len(plan.matrices)} weight matrices in {self._width(plan)} by {method}{reason}"]
         if self.bits == 3:
             found.append(
                 "3-bit weights have 8 levels, but take 4 bits in the file and at run time: they "
