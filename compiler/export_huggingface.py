@@ -21,7 +21,7 @@ from edgec.decoder import is_decoder_graph
 from edgec.errors import ExportError, SourceError
 from edgec.export import Exported, _cause, _quiet
 from edgec.export_decoder import decoder_examples, eager_decoder, share_tables
-from edgec.language import read_language
+from edgec.language import Text, make_language, read_text
 from edgec.shapes import input_specs
 from edgec.targets import Target
 
@@ -38,6 +38,16 @@ def export_directory(path: pathlib.Path, target: Target) -> Exported:
             from optimum.exporters.tasks import TasksManager
 
             task = _task(path)
+        except Exception as error:
+            raise _not_loaded(path, error) from error
+        decodes = task == _WITH_PAST
+        if decodes and target.static_shapes:  # told before the minutes of an export
+            raise ExportError(
+                f"{path}: a decoder's cache grows with every token, and target {target.name} needs "
+                "fixed shapes; choose a target that has none (`edgec targets`)"
+            )
+        text = read_text(path) if decodes else Text()
+        try:
             module = TasksManager.get_model_from_task(
                 task,
                 str(path),
@@ -46,9 +56,7 @@ def export_directory(path: pathlib.Path, target: Target) -> Exported:
                 local_files_only=True,
             ).eval()
         except Exception as error:
-            raise SourceError(
-                f"{path}: not a Hugging Face model that transformers can load: {_cause(error)}"
-            ) from error
+            raise _not_loaded(path, error) from error
         try:
             onnx_export_from_model(
                 module,
@@ -71,7 +79,7 @@ def export_directory(path: pathlib.Path, target: Target) -> Exported:
         model = ir.load(files[0])
         _into_memory(model)
         if is_decoder_graph(model):
-            return _decoder(path, module, model, target)
+            return _decoder(module, model, text)
         feeds = _dummy_feeds(module, task, model)
 
     def eager(given: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
@@ -96,15 +104,16 @@ def export_directory(path: pathlib.Path, target: Target) -> Exported:
     return Exported(model, (feeds,), eager if can_compare else None, None, findings)
 
 
-def _decoder(path: pathlib.Path, module: Any, model: ir.Model, target: Target) -> Exported:
+def _not_loaded(path: pathlib.Path, error: Exception) -> SourceError:
+    return SourceError(
+        f"{path}: not a Hugging Face model that transformers can load: {_cause(error)}"
+    )
+
+
+def _decoder(module: Any, model: ir.Model, text: Text) -> Exported:
     """The reference of a causal language model, with what makes it speak."""
-    if target.static_shapes:
-        raise ExportError(
-            f"{path}: a decoder's cache grows with every token, and target {target.name} needs "
-            "fixed shapes; choose a target that has none (`edgec targets`)"
-        )
     shared = share_tables(model)
-    language = read_language(path, module, model)
+    language = make_language(text, module, model)
     eager = eager_decoder(module)
     examples = decoder_examples(
         eager,

@@ -45,8 +45,11 @@ class Language:
 
 
 @dataclass(frozen=True)
-class _Text:
-    """The text half: tokenizer, template and the texts of special tokens."""
+class Text:
+    """The text half of a directory: tokenizer, chat template and special tokens; may be empty.
+
+    tokenizer: JSON. special: name -> text of the special tokens. ids: of eos, pad and bos.
+    """
 
     tokenizer: str | None = None
     template: str | None = None
@@ -55,12 +58,8 @@ class _Text:
     finding: str = ""
 
 
-def read_language(path: pathlib.Path, module: Any, model: ir.Model) -> Language:
-    """What the directory says about its decoder, whose graph is ``model``.
-
-    module: the transformers model. Raises SourceError for a tokenizer that cannot be read.
-    """
-    text = _read_text(path)
+def make_language(text: Text, module: Any, model: ir.Model) -> Language:
+    """How a decoder is spoken to: the transformers model ``module``, whose graph is ``model``."""
     findings = [text.finding] if text.finding else []
     stated = [module.generation_config, module.config]
     eos = _ids(_first(stated, "eos_token_id", text.ids.get("eos")))
@@ -115,9 +114,13 @@ def encoder_of(tokenizer: str) -> Encode:
     return lambda text: list(loaded.encode(text, add_special_tokens=False).ids)
 
 
-def _read_text(path: pathlib.Path) -> _Text:
+def read_text(path: pathlib.Path) -> Text:
+    """Tokenizer and chat template of a directory; without them a Text that says so.
+
+    Raises SourceError for a tokenizer that cannot be loaded.
+    """
     if not any((path / name).is_file() for name in _TOKENIZER_FILES):
-        return _Text(
+        return Text(
             finding="the directory has no tokenizer: the bundle takes and gives token ids alone; "
             "save the tokenizer into it with tokenizer.save_pretrained()"
         )
@@ -130,7 +133,7 @@ def _read_text(path: pathlib.Path) -> _Text:
         reason = " ".join(str(error).split())[:300]
         raise SourceError(f"{path}: its tokenizer cannot be loaded: {reason}") from error
     if not loaded.is_fast:
-        return _Text(
+        return Text(
             finding=f"its tokenizer ({type(loaded).__name__}) exists in Python alone: the bundle "
             "takes and gives token ids; convert it to tokenizer.json"
         )
@@ -142,7 +145,7 @@ def _read_text(path: pathlib.Path) -> _Text:
         template = template.get("default")
     special = {n: t for n, t in loaded.special_tokens_map.items() if isinstance(t, str)}
     ids = {name: getattr(loaded, f"{name}_token_id") for name in ("eos", "pad", "bos")}
-    return _Text(plain.to_str(), template, special, ids)
+    return Text(plain.to_str(), template, special, ids)
 
 
 def _sampling(config: Any) -> Sampling:

@@ -16,7 +16,7 @@ import edgec_runtime
 from edgec.decoder import LOGITS, MASK
 from edgec.decoder_parity import check_decoding
 from edgec.errors import DataError, ExportError, SourceError
-from edgec.export import export
+from edgec.export import Exported, export
 from edgec.recipe import model_kind
 from edgec.report import Report
 from edgec.shapes import input_specs
@@ -62,6 +62,12 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def exported(llama: pathlib.Path) -> Exported:
+    """Nobody changes it."""
+    return export(load_source(llama), load_target("x86-64"))
+
+
 # --- the graph ----------------------------------------------------------------------------
 
 
@@ -99,9 +105,8 @@ def test_positions_and_past_are_open_and_the_rest_is_fixed(built: Built) -> None
     assert all(isinstance(size, str) for size in inputs["position_ids"])
 
 
-def test_an_error_of_the_mask_is_found(llama: pathlib.Path) -> None:
+def test_an_error_of_the_mask_is_found(exported: Exported) -> None:
     """Single prompts do not show it: the left-padded batch does."""
-    exported = export(load_source(llama), load_target("x86-64"))
     eager, specs = exported.eager, input_specs(exported.model)
     sizes = {"vocabulary": 293, "context_length": 64, "min_db": 60.0}
 
@@ -113,8 +118,7 @@ def test_an_error_of_the_mask_is_found(llama: pathlib.Path) -> None:
         check_decoding(blind, eager, specs, **sizes)
 
 
-def test_an_error_of_the_cache_is_found(llama: pathlib.Path) -> None:
-    exported = export(load_source(llama), load_target("x86-64"))
+def test_an_error_of_the_cache_is_found(exported: Exported) -> None:
     eager, specs = exported.eager, input_specs(exported.model)
 
     def forgetful(feeds: Any) -> Any:
@@ -125,9 +129,8 @@ def test_an_error_of_the_cache_is_found(llama: pathlib.Path) -> None:
         check_decoding(forgetful, eager, specs, vocabulary=293, context_length=64, min_db=60.0)
 
 
-def test_a_small_error_that_chooses_another_token_is_found(llama: pathlib.Path) -> None:
+def test_a_small_error_that_chooses_another_token_is_found(exported: Exported) -> None:
     """The scores agree within the limit; the token does not."""
-    exported = export(load_source(llama), load_target("x86-64"))
     eager, specs = exported.eager, input_specs(exported.model)
 
     def other(feeds: Any) -> Any:
@@ -141,9 +144,8 @@ def test_a_small_error_that_chooses_another_token_is_found(llama: pathlib.Path) 
         check_decoding(other, eager, specs, vocabulary=293, context_length=64, min_db=20.0)
 
 
-def test_eager_takes_an_empty_cache_and_a_full_one_alike(llama: pathlib.Path) -> None:
+def test_eager_takes_an_empty_cache_and_a_full_one_alike(exported: Exported) -> None:
     """The cache goes in as transformers' own class: two steps equal one prompt."""
-    exported = export(load_source(llama), load_target("x86-64"))
     step, prompt, _ = exported.examples
     whole = {**prompt, "input_ids": np.concatenate([prompt["input_ids"], step["input_ids"]], 1)}
     for name in ("attention_mask", "position_ids"):
@@ -218,6 +220,7 @@ def test_a_target_with_fixed_shapes_is_refused(llama: pathlib.Path) -> None:
         export(load_source(llama), load_target("qualcomm-npu"))
 
 
+@pytest.mark.slow
 def test_the_same_directory_gives_the_same_bytes(llama: pathlib.Path, tmp_path: Any) -> None:
     digests = {build(llama, tmp_path / f"{i}.edgec").bundle_sha256 for i in range(2)}
     assert len(digests) == 1
@@ -267,12 +270,11 @@ def test_by_default_a_decoder_has_weights_of_8_bits(built: Built, tmp_path: Any)
     assert smaller.sqnr_db < report.sqnr_db and smaller.metric is not None
 
 
-def test_a_decoder_is_a_kind_of_its_own(llama: pathlib.Path) -> None:
-    assert model_kind(export(load_source(llama), load_target("arm64")).model) == "decoder"
+def test_a_decoder_is_a_kind_of_its_own(exported: Exported) -> None:
+    assert model_kind(exported.model) == "decoder"
 
 
-def test_eager_names_its_cache_as_the_graph_does(llama: pathlib.Path) -> None:
-    exported = export(load_source(llama), load_target("x86-64"))
+def test_eager_names_its_cache_as_the_graph_does(exported: Exported) -> None:
     assert set(exported.eager(exported.examples[0])) == {
         str(value.name) for value in exported.model.graph.outputs
     }
