@@ -66,10 +66,20 @@ def test_a_conversation_reads_only_what_is_new(model: edgec_runtime.Model) -> No
     assert (other.cached_tokens, list(other.tokens)) == (0, uncached(model, [99], 4))
 
 
-def test_chunks_of_a_prompt_change_nothing(tmp_path: pathlib.Path) -> None:
+def test_chunks_of_a_prompt_change_nothing(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, run = [0], edgec_runtime.Model.run_bound
+
+    def counting(self: edgec_runtime.Model, binding: Any) -> None:
+        runs[0] += 1
+        run(self, binding)
+
+    monkeypatch.setattr(edgec_runtime.Model, "run_bound", counting)
     for cache in ("growing", "shared"):
-        model = load(tmp_path / cache, cache=cache, prompt_chunk=3)
+        model, runs[0] = load(tmp_path / cache, cache=cache, prompt_chunk=3), 0
         answer = model.generate(PROMPT, max_new_tokens=10)
+        assert runs[0] == 3 + 9  # 8 tokens in threes, then one by one
         assert list(answer.tokens) == uncached(model, PROMPT, 10)
 
 
@@ -87,7 +97,8 @@ def test_a_stream_that_is_dropped_leaves_what_it_has_read(model: edgec_runtime.M
 
 def test_a_cache_in_use_is_empty_for_a_second_call(model: edgec_runtime.Model) -> None:
     cache = edgec_runtime.PromptCache()
-    expected = model.generate("abc", max_new_tokens=9)
+    expected = model.generate("abc", max_new_tokens=9, cache=cache)
+    assert len(cache.tokens) > 3
     stream = model.generate("abc", max_new_tokens=9, stream=True, cache=cache)
     text = next(stream)
     between = model.generate("abc", max_new_tokens=9, cache=cache)
