@@ -181,7 +181,7 @@ def test_every_process_has_a_share_and_as_many_stacks_as_any():
 
 def test_a_batch_that_is_too_small_for_the_processes_is_refused():
     model, context = trainings_together.student()
-    small = dataclasses.replace(trainings_together.ways()["replicated"], batch=2)
+    small = dataclasses.replace(trainings_together.ways()["replicated"], batch=2, micro_batch=0)
     context = dataclasses.replace(context, workers=Workers(0, 3))
     with pytest.raises(PassError, match="a batch of 2 samples cannot be shared by 3 processes"):
         train(to_torch(model), model, context, small)
