@@ -97,7 +97,7 @@ def main() -> int:
         print(json.dumps(found, indent=2))
     if asked.plot:
         plot(tables, asked.plot)
-    return int(any(row.over_dense.is_below(1.0) for rows in tables.values() for row in rows))
+    return int(any(slower(rows) for rows in tables.values()))
 
 
 def curve(task: Task, ratios: Iterable[float], work: pathlib.Path, seconds: float) -> list[Row]:
@@ -137,7 +137,8 @@ def kept_forms(task: Task, ratio: float, work: pathlib.Path) -> dict[str, ir.Mod
     folder = folder_of(task, ratio, work)
     told = folder / "recipe.txt"
     if told.is_file() and told.read_text() == repr(recipe):
-        return {path.stem: ir.load(path) for path in sorted(folder.glob("*.onnx"))}
+        paths = {form: folder / f"{form}.onnx" for form in FORMS}
+        return {form: ir.load(path) for form, path in paths.items() if path.is_file()}
     made = forms(task, recipe, f"{task.name} {ratio:g}")
     folder.mkdir(parents=True, exist_ok=True)
     for form, model in made.items():
@@ -206,12 +207,18 @@ def table(task: Task, rows: list[Row]) -> str:
     ]
     for row in rows:
         lines.append(
-            f"| {row.ratio:.0%} | {row.form} "
+            f"| {row.ratio:.1%} | {row.form} "
             f"| {row.score:.{task.digits}f} | {row.drop:+.{task.digits}f} "
             f"| {row.size_mb:.2f} | {row.speed} | {row.over_dense} |"
         )
-    slower = [f"{row.ratio:.0%} {row.form}" for row in rows if row.over_dense.is_below(1.0)]
-    return "\n".join([*lines, "", f"slower than the dense parent: {', '.join(slower) or 'none'}"])
+    return "\n".join(
+        [*lines, "", f"slower than the dense parent: {', '.join(slower(rows)) or 'none'}"]
+    )
+
+
+def slower(rows: list[Row]) -> list[str]:
+    """The pruned models that are slower than the dense one in the same form."""
+    return [f"{r.ratio:.1%} {r.form}" for r in rows if r.ratio and r.over_dense.is_below(1.0)]
 
 
 def plot(tables: dict[Task, list[Row]], path: pathlib.Path) -> None:
