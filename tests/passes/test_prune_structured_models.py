@@ -77,7 +77,7 @@ def weights(model):
 def test_a_quarter_comes_off_and_the_rest_runs(name):
     model, feeds = made(name)
     kinds, left = MODELS[name]
-    result = PruneStructured(ratio=0.25).run(model.clone(), graphs.context(model))
+    result = PruneStructured(ratio=0.25, round_to=8).run(model.clone(), graphs.context(model))
     assert {entry["kind"] for entry in result.decisions["groups"]} == kinds
     assert weights(result.model) < left * weights(model)
     onnx.checker.check_model(onnx.load_from_string(graph_bytes(result.model)), full_check=True)
@@ -106,7 +106,12 @@ def test_pruned_recovered_and_quantized_in_one_recipe_and_again_from_its_lock(tm
         small_models.cnn(), (small_models.image(),), input_names=("image",), name="cnn"
     )
     recipe = ("cleanup", "fuse", "prune-structured", "recover", "quantize-static", "lower")
-    settings = ("prune-structured.ratio=0.5", "recover.rate=0.5", "recover.steps=10")
+    settings = (
+        "prune-structured.ratio=0.5",
+        "prune-structured.round_to=8",
+        "recover.rate=0.5",
+        "recover.steps=10",
+    )
     paths = [tmp_path / name / "cnn.edgec" for name in ("dense", "pruned", "again")]
     dense = tuple(name for name in recipe if name not in ("prune-structured", "recover"))
     edgec.build(source, output=paths[0], recipe=dense, **common)
@@ -128,7 +133,11 @@ def test_a_build_by_latency_keeps_its_table_and_tells_how_good_it_was(tmp_path, 
         calibration=lambda: [{"image": image} for image in small_models.images(8)],
         output=tmp_path / "cnn.edgec",
         recipe=("cleanup", "fuse", "prune-structured", "quantize-static", "lower"),
-        settings=("prune-structured.ranking=latency", "prune-structured.ratio=0.2"),
+        settings=(
+            "prune-structured.ranking=latency",
+            "prune-structured.ratio=0.2",
+            "prune-structured.round_to=8",
+        ),
         verify=False,
     )
     [table] = (tmp_path / "cache" / "latencies").iterdir()
