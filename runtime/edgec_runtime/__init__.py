@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from edgec_runtime.generate import Completion
     from edgec_runtime.session import Model, load
+    from edgec_runtime.stream import Stream
 
 _HOME = {
     "AdapterError": "edgec_runtime.errors",
@@ -38,6 +39,7 @@ _HOME = {
     "Memory": "edgec_runtime.cache",
     "Model": "edgec_runtime.session",
     "PromptCache": "edgec_runtime.cache",
+    "Stream": "edgec_runtime.stream",
     "TargetMismatchError": "edgec_runtime.errors",
     "load": "edgec_runtime.session",
     "memory_needed": "edgec_runtime.cache",
@@ -52,6 +54,7 @@ __all__ = [
     "Memory",
     "Model",
     "PromptCache",
+    "Stream",
     "TargetMismatchError",
     "__version__",
     "load",

@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from edgec_runtime.errors import BundleError, suggestion
-from edgec_runtime.generation import Generation, check_generation
+from edgec_runtime.generation import ENCODER, MAIN, Generation, check_generation
+from edgec_runtime.state import StatePair, check_state
 
 FORMAT_VERSION = 1
 MAX_MANIFEST_BYTES = 16 << 20
@@ -206,10 +207,26 @@ class Manifest:
     labels: tuple[str, ...] | None = None
     golden: tuple[Golden, ...] = ()
     generation: Generation | None = field(default=None, metadata=_OPTIONAL)  # language models
+    state: tuple[StatePair, ...] | None = field(default=None, metadata=_OPTIONAL)  # recurrent ones
     results: Mapping[str, Any] = field(default_factory=dict)  # agreement, sqnr_db, judged_on
     provenance: Mapping[str, Any] = field(default_factory=dict)
     entries: tuple[Entry, ...] = ()  # every file but the manifest, in file order
     format_version: int = FORMAT_VERSION
+
+    @property
+    def inputs(self) -> tuple[Value, ...]:
+        """Of the whole model: the encoder's, if it has one, and those of main that are left."""
+        encoder = self.graphs.get(ENCODER)
+        if encoder is None:
+            return self.graphs[MAIN].inputs
+        given = {value.name for value in encoder.outputs}
+        rest = (value for value in self.graphs[MAIN].inputs if value.name not in given)
+        return (*encoder.inputs, *rest)
+
+    @property
+    def outputs(self) -> tuple[Value, ...]:
+        """Of the whole model."""
+        return self.graphs[MAIN].outputs
 
     def to_json(self) -> bytes:
         """Canonical JSON: sorted keys, no spaces, UTF-8. Raises BundleError for a NaN."""
@@ -276,10 +293,10 @@ def _check(manifest: Manifest) -> None:
                     f"manifest.json: session option '{key}' is not allowed"
                     f"{suggestion(key, SESSION_CONFIG)}"
                 )
-    if manifest.generation is not None:
-        if "main" not in manifest.graphs:
-            raise BundleError("manifest.json: generation: there is no graph 'main'")
-        check_generation(manifest.generation, manifest.graphs["main"])
+    if manifest.generation is not None or ENCODER in manifest.graphs:
+        check_generation(manifest.generation, manifest.graphs)
+    if manifest.state is not None:
+        check_state(manifest.state, manifest.graphs, cached=manifest.generation is not None)
 
 
 def _plain(value: Any) -> Any:

@@ -38,6 +38,7 @@ from edgec_runtime.open_session import (
     open_session,
     thread_count,
 )
+from edgec_runtime.stream import open_stream
 from edgec_runtime.text import Text, open_text
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class Model:
         return self.run(check_feeds(self.inputs, arrays, feeds))
 
     generate = generate_text
+    stream = open_stream
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run feeds that ``check_feeds`` passed; the part of a call that is worth timing."""
