@@ -9,6 +9,7 @@ from typing import Any
 import edgec
 from edgec import recipe as recipes
 from edgec.bench import Timing, speedup_of
+from edgec.drift import Drift
 from edgec.evaluate import Judgement
 from edgec.export import Exported
 from edgec.hunt import Found
@@ -33,7 +34,7 @@ from edgec.source import Source
 from edgec.targets import Target
 
 
-def results_of(judgement: Judgement, inputs: Inputs) -> dict[str, Any]:
+def results_of(judgement: Judgement, inputs: Inputs, drift: Drift | None) -> dict[str, Any]:
     """What the manifest says about the bundle's quality; rounded, no timings."""
     results: dict[str, Any] = {
         "judged_on": inputs.judged_on,
@@ -49,6 +50,8 @@ def results_of(judgement: Judgement, inputs: Inputs) -> dict[str, Any]:
             "reference": round(metric.reference, 4),
             "bundle": round(metric.bundle, 4),
         }
+    if drift is not None:
+        results["stream"] = drift.results
     return results
 
 
@@ -62,6 +65,7 @@ def report_of(
     parity: Parity | None,
     exported: Exported,
     robustness: Robustness | None,
+    drift: Drift | None,
 ) -> Report:
     """The report without latencies, sizes and promises."""
     return Report(
@@ -107,6 +111,7 @@ def report_of(
         + inputs.findings
         + found.findings
         + _stand_in(target)
+        + (drift.findings if drift is not None else ())
         + _not_judged(judgement.slices, robustness),
     )
 

@@ -20,6 +20,7 @@ from edgec.cache import user_cache
 from edgec.coverage import measure_coverage
 from edgec.data import labels_of
 from edgec.devices.after_build import devices_to_verify_on, verify_built
+from edgec.drift import judge_stream
 from edgec.emit import check_model, emit, lay_out, make_manifest, save_reference
 from edgec.export import Exported, check_parity, export
 from edgec.golden import make_golden, restore_golden
@@ -43,6 +44,7 @@ from edgec.scrutiny import Scrutiny, check_asked
 from edgec.search import search
 from edgec.search_ratio import check_demand
 from edgec.source import Data, Source, load_source
+from edgec.state import with_state
 from edgec.targets import Target, load_target
 from edgec.trial import Judge
 
@@ -59,6 +61,7 @@ def build(
     calibration: Data | None = None,
     evaluation: Data | None = None,
     metric: str | Callable[..., float] | None = None,
+    state: Mapping[str, str] | None = None,
     recipe: str | pathlib.Path | Sequence[str] | None = None,
     settings: Sequence[str] = (),
     limits: Limits | None = None,
@@ -79,10 +82,10 @@ def build(
 
     source: what ``load_source`` understands. output: the bundle's path if it ends in
     ``.edgec``, else a directory. calibration, evaluation, metric: as on the command line,
-    in place of those of the source. recipe: a TOML file, pass names, or None for the
-    target's own. settings: ``PASS.PARAMETER=VALUE``. scrutiny: what to judge besides the mean,
-    and to hold ``limits`` against. lock: decisions to replay, with their
-    recipe, seed and version. plan: a lock file or report of an earlier build of the same
+    in place of those of the source. state: as ``Source.state``, in its place. recipe: a TOML
+    file, pass names, or None for the target's own. settings: ``PASS.PARAMETER=VALUE``. scrutiny:
+    what to judge besides the mean, and to hold ``limits`` against. lock: decisions to replay,
+    with their recipe, seed and version. plan: a lock file or report of an earlier build of the same
     architecture, or a plan alone: what prune-structured is to cut, whatever the weights are.
     threads: of the latency measurement. version: release counter in the manifest.
     search_minutes: time after which no further recipe, choice of float layers or share of
@@ -96,7 +99,7 @@ def build(
     """
     started = time.perf_counter()
     device = target if isinstance(target, Target) else load_target(target)
-    given = _with_data(load_source(source), calibration, evaluation, metric)
+    given = _with_data(load_source(source), calibration, evaluation, metric, state)
     task_metric = load_metric(given.metric) if given.metric is not None else None
     locked = read_lock(pathlib.Path(lock)) if lock is not None else None
     if locked is not None:
@@ -120,7 +123,7 @@ def build(
     to_verify_on, not_verified = devices_to_verify_on(device, verify)
 
     progress("export", 0, 1)
-    exported = export(given, device)
+    exported = with_state(export(given, device), given.state)
     check_model(exported.model)
     inputs = open_inputs(given, exported, device, seed)
     task_metric = task_metric or inputs.metric
@@ -207,6 +210,7 @@ def build(
             given,
             device,
             language=exported.language,
+            state=exported.state,
             version=version,
             provenance={
                 "reference": reference_digest,
@@ -221,18 +225,19 @@ def build(
         judgement = judge_bundle(
             exported.model, file, given, inputs, task_metric, examined.slices, progress
         )
+        drift = judge_stream(exported, file, inputs)
         robustness = judge_robustness(
             examined.robustness, exported.model, steps, file, seed, progress
         )
         if locked is None:
-            results = results_of(judgement, inputs)
+            results = results_of(judgement, inputs, drift)
             emit(layout, replace(manifest, results=results), file, files)
         progress("latency", 0, 1)
         timings, machine = time_all(exported.model, steps, file, device, threads, inputs.checks[0])
         progress("latency", 1, 1)
 
         report = report_of(
-            given, device, found, layers, judgement, inputs, parity, exported, robustness
+            given, device, found, layers, judgement, inputs, parity, exported, robustness, drift
         )
         report = with_latency(report, timings, machine)
         if not_verified:
@@ -339,12 +344,14 @@ def _with_data(
     calibration: Data | None,
     evaluation: Data | None,
     metric: str | Callable[..., float] | None,
+    state: Mapping[str, str] | None,
 ) -> Source:
     return replace(
         source,
         calibration=source.calibration if calibration is None else calibration,
         evaluation=source.evaluation if evaluation is None else evaluation,
         metric=source.metric if metric is None else metric,
+        state=source.state if state is None else state,
     )
 
 

@@ -94,6 +94,13 @@ def main(traceback: bool) -> None:
     help="Recipe TOML, or pass names separated by commas; the target's own by default.",
 )
 @click.option(
+    "--state",
+    multiple=True,
+    metavar="INPUT=OUTPUT",
+    help="The output is the next value of the input: recurrent state. May be repeated; none: no "
+    "state.  [default: what the names tell]",
+)
+@click.option(
     "--set",
     "settings",
     multiple=True,

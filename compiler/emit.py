@@ -23,6 +23,7 @@ from edgec.targets import Target
 from edgec_runtime import bundle as format_
 from edgec_runtime import manifest as parts
 from edgec_runtime.adapters import SLOT
+from edgec_runtime.state import StatePair
 
 _INLINE_BYTES = 1024  # tensors below stay in the graph
 _MANIFEST_BYTES = 4096  # about; with the container's directory
@@ -116,10 +117,11 @@ def make_manifest(
     version: int,
     provenance: Mapping[str, Any],
     language: Language | None = None,
+    state: Mapping[str, str] | None = None,
 ) -> parts.Manifest:
     """The manifest of a bundle before its golden sample and results are known.
 
-    language: of a language model.
+    language: of a language model. state: input -> output of a recurrent one.
     """
     graph, session = graph_entry(model), target.session
     return parts.Manifest(
@@ -142,6 +144,7 @@ def make_manifest(
         image=_image(source, graph),
         labels=source.labels,
         generation=language.generation if language is not None else None,
+        state=_state(graph, state) if state else None,
         provenance=provenance,
     )
 
@@ -202,6 +205,14 @@ def _value(value: ir.Value) -> parts.Value:
     for dim in value.shape or ():
         shape.append(dim if isinstance(dim, int) else (dim.value and str(dim.value)))
     return parts.Value(value.name, dtype, tuple(shape))
+
+
+def _state(graph: parts.Graph, state: Mapping[str, str]) -> tuple[StatePair, ...]:
+    inputs = {value.name: value for value in graph.inputs}
+    return tuple(
+        StatePair(name, output, inputs[name].dtype, inputs[name].shape)
+        for name, output in state.items()
+    )
 
 
 def _image(source: Source, graph: parts.Graph) -> parts.Image | None:

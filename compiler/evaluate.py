@@ -105,7 +105,7 @@ def judge_outputs(
         samples=total,
         agreement=math.fsum(agreements) / total,
         rule=rule.same.value,
-        sqnr_db=_db(signal, noise),
+        sqnr_db=as_db(signal, noise),
         metric=found,
         slices=None if slices is None else by_slice(slices, values, score),
         confidence=tally.result(),
@@ -116,7 +116,8 @@ def _shown(outputs: Mapping[str, Array], shown: Array | None) -> Mapping[str, Ar
     return {name: only_shown(value, shown) for name, value in outputs.items()}
 
 
-def _db(signal: float, noise: float) -> float:
+def as_db(signal: float, noise: float) -> float:
+    """10 log10(signal / noise), within -200 and 200; 200 where both sides were equal."""
     if noise == 0.0:
         return 200.0
     if not np.isfinite(noise) or not np.isfinite(signal) or signal == 0.0:

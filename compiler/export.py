@@ -47,6 +47,7 @@ class Exported:
     eager: runs the source itself on feeds -> outputs by name; None for an .onnx file.
     locate: names the first diverging node on feeds; None where there is no node by node view.
     language: of a language model from a Hugging Face directory.
+    state: input -> the output that is its next value, of a recurrent model (``edgec.state``).
     """
 
     model: ir.Model
@@ -55,6 +56,7 @@ class Exported:
     locate: Any = None
     findings: tuple[str, ...] = field(default=())
     language: Language | None = None
+    state: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def encode(self) -> Encode | None:

@@ -7,21 +7,24 @@ the source, or, with nothing given, synthetic inputs that prove no accuracy.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from edgec.data import LABEL, Dataset, Sample, open_data
+from edgec.data import LABEL, Dataset, InputSpec, Sample
 from edgec.decoder import has_past, is_decoder_graph
 from edgec.errors import DataError
 from edgec.export import Exported
 from edgec.metrics import METRICS, TaskMetric
 from edgec.passes import Context, Feeds
 from edgec.passes.equivalence import proof_feeds
+from edgec.runners import reference_runner
 from edgec.shapes import fix_shapes, has_open_dimensions, input_specs
-from edgec.source import Source
+from edgec.source import Data, Source
+from edgec.stateful_data import open_stateful_data
 from edgec.targets import Target
 
 VALIDATION_SHARE = 0.25  # of the calibration samples
@@ -75,9 +78,9 @@ def open_inputs(source: Source, exported: Exported, target: Target, seed: int) -
     findings: list[str] = []
     calibration = evaluation = validation = None
     if source.evaluation is not None:
-        evaluation = open_data(source.evaluation, specs, "evaluation", exported.encode)
+        evaluation = _open(source.evaluation, exported, specs, "evaluation")
     if source.calibration is not None:
-        given = open_data(source.calibration, specs, "calibration", exported.encode)
+        given = _open(source.calibration, exported, specs, "calibration")
         calibration = given
         if evaluation is not None:
             calibration = given.without(evaluation.kept_digests())
@@ -123,6 +126,12 @@ def open_inputs(source: Source, exported: Exported, target: Target, seed: int) -
     return Inputs(calibration, validation, judged, checks, judged_on, real, tuple(findings), metric)
 
 
+def _open(given: Data, exported: Exported, specs: tuple[InputSpec, ...], what: str) -> Dataset:
+    """The data set, with the reference's own state where samples of a recurrent model lack it."""
+    run = functools.partial(reference_runner, exported.model)
+    return open_stateful_data(given, specs, what, exported.state, run, exported.encode)
+
+
 def _counted(data: Dataset, decoder: bool, kind: str = "") -> str:
     """The size of a data set in words: of a language model with the tokens that are judged."""
     if not decoder or not data.has_label():
@@ -159,7 +168,7 @@ def _first_feeds(source: Source, exported: Exported) -> Feeds | None:
     specs = input_specs(exported.model)
     for given, what in ((source.evaluation, "evaluation"), (source.calibration, "calibration")):
         if given is not None:
-            return next(iter(open_data(given, specs, what, exported.encode)))
+            return next(iter(_open(given, exported, specs, what)))
     return exported.examples[0] if exported.examples else None
 
 

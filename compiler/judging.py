@@ -20,10 +20,11 @@ from edgec.inputs import Inputs
 from edgec.machine import absent_providers, cpu_name, is_kind_of, this_machine
 from edgec.metrics import METRICS, TaskMetric
 from edgec.passes import Feeds, Stage
-from edgec.passes.execution import open_session, run_feeds
+from edgec.passes.execution import open_session
 from edgec.pipeline import Step
 from edgec.report import Measurement, Robustness
 from edgec.robustness import RobustnessPlan, measure_robustness
+from edgec.runners import reference_runner
 from edgec.scrutiny import Examination, Scrutiny, examine
 from edgec.shapes import input_specs
 from edgec.slices import SliceColumn
@@ -105,13 +106,6 @@ def judge_robustness(
         seed=seed,
         progress=progress,
     )
-
-
-def reference_runner(reference: ir.Model) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
-    """Feeds -> outputs by name of the reference in plain ONNX Runtime."""
-    session = open_session(reference, threads=0)
-    names = [output.name for output in session.get_outputs()]
-    return lambda feeds: dict(zip(names, run_feeds(session, feeds), strict=True))
 
 
 def time_all(

@@ -6,6 +6,8 @@
     [data]
     calibration = "data/calibration"
     evaluation = "data/evaluation.npz"
+    [state]
+    h0 = "hn"
     [promises]
     max_drop = 0.01
     [judge]
@@ -33,7 +35,17 @@ if TYPE_CHECKING:
     from edgec.scrutiny import Scrutiny
 
 PROJECT_FILE = "edgec.toml"
-_KEYS = ("model", "metric", "targets", "output", "recipe", "data", "promises", "judge")
+_KEYS = (
+    "model",
+    "metric",
+    "targets",
+    "output",
+    "recipe",
+    "data",
+    "state",
+    "promises",
+    "judge",
+)
 _DATA_KEYS = ("calibration", "evaluation")
 
 
@@ -50,6 +62,7 @@ class Job:
     evaluation: str | None = None
     metric: str | None = None
     recipe: str | None = None
+    state: Mapping[str, str] | None = None
     settings: tuple[str, ...] = ()
     lock: pathlib.Path | None = None
     plan: pathlib.Path | None = None
@@ -74,6 +87,7 @@ class Job:
             calibration=self.calibration,
             evaluation=self.evaluation,
             metric=self.metric,
+            state=self.state,
             recipe=self.recipe,
             settings=self.settings,
             limits=self.limits,
@@ -103,6 +117,7 @@ class Project:
     recipe: str | None = None
     calibration: str | None = None
     evaluation: str | None = None
+    state: Mapping[str, str] | None = None
     promises: Mapping[str, Any] | None = None
     judge: Mapping[str, Any] | None = None
 
@@ -114,6 +129,7 @@ def jobs_from_options(source: str | None, options: Mapping[str, Any]) -> tuple[J
     """
     from edgec.promise import Limits, limits_from
     from edgec.scrutiny import scrutiny_from, with_options
+    from edgec.state import parse_state
 
     project = Project()
     file = options["config"]
@@ -139,6 +155,7 @@ def jobs_from_options(source: str | None, options: Mapping[str, Any]) -> tuple[J
     limits = replace(limits, **{k: v for k, v in stated.items() if v is not None})
     scrutiny = scrutiny_from(project.judge or {}, f"{file} [judge]")
     scrutiny = with_options(scrutiny, options)
+    state = parse_state(options["state"])
     return tuple(
         Job(
             source=model,
@@ -149,6 +166,7 @@ def jobs_from_options(source: str | None, options: Mapping[str, Any]) -> tuple[J
             calibration=options["calibration"] or project.calibration,
             evaluation=options["evaluation"] or project.evaluation,
             metric=options["metric"] or project.metric,
+            state=project.state if state is None else state,
             recipe=options["recipe"] or project.recipe,
             settings=tuple(options["settings"]),
             lock=options["lock"],
@@ -188,6 +206,7 @@ def read_project(path: pathlib.Path) -> Project:
         recipe=_named(folder, _text(table, "recipe", path)),
         calibration=_path(folder, _text(data, "calibration", path)),
         evaluation=_path(folder, _text(data, "evaluation", path)),
+        state=_state(table, path),
         promises=_table(table, "promises", path),
         judge=_table(table, "judge", path),
     )
@@ -207,6 +226,14 @@ def _table(table: Mapping[str, Any], key: str, path: pathlib.Path) -> Mapping[st
     if not isinstance(value, dict):
         raise EdgecError(f"project file {path}: [{key}] must be a table")
     return value
+
+
+def _state(table: Mapping[str, Any], path: pathlib.Path) -> Mapping[str, str] | None:
+    """Input -> output; None where there is no such table, empty for a model without state."""
+    if "state" not in table:
+        return None
+    state = _table(table, "state", path)
+    return {key: _text(state, key, path) or "" for key in state}
 
 
 def _text(table: Mapping[str, Any], key: str, path: pathlib.Path) -> str | None:

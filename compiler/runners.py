@@ -1,4 +1,4 @@
-"""Opens what can be compared with a bundle: an .onnx file or another bundle."""
+"""Opens what can be compared with a bundle: an .onnx file, another bundle, the reference."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 import edgec_runtime
-from edgec.data import Dataset, InputSpec, open_data
+from edgec.data import Dataset, InputSpec
 from edgec.errors import DataError, SourceError
 from edgec.language import bundle_encoder
+from edgec.passes.execution import open_session, run_feeds
+from edgec.stateful_data import open_stateful_data
 from edgec.targets import Session
 from edgec_runtime.bundle import read_bundle
 from edgec_runtime.manifest import Manifest, Value
@@ -30,7 +33,6 @@ def open_runner(path: pathlib.Path, like: Manifest, threads: int) -> Run:
         _same_signature(path, [v.name for v in model.inputs], [v.name for v in model.outputs], like)
         return lambda feeds: model(**feeds)
     from edgec.export_onnx import load_onnx
-    from edgec.passes.execution import open_session, run_feeds
 
     graph = load_onnx(path)
     settings = Session(
@@ -44,6 +46,13 @@ def open_runner(path: pathlib.Path, like: Manifest, threads: int) -> Run:
     return lambda feeds: dict(zip(names, run_feeds(session, feeds), strict=True))
 
 
+def reference_runner(reference: ir.Model) -> Run:
+    """Feeds -> outputs by name of the reference in plain ONNX Runtime."""
+    session = open_session(reference, threads=0)
+    names = [output.name for output in session.get_outputs()]
+    return lambda feeds: dict(zip(names, run_feeds(session, feeds), strict=True))
+
+
 def reference_beside(bundle: pathlib.Path) -> pathlib.Path | None:
     """The float32 reference that a build left beside its bundle, if it is there."""
     file = bundle.with_name(f"{bundle.stem}.reference.onnx")
@@ -51,9 +60,19 @@ def reference_beside(bundle: pathlib.Path) -> pathlib.Path | None:
 
 
 def open_bundle_data(given: str, bundle: pathlib.Path, what: str) -> Dataset:
-    """The data set that DATA stands for, for the inputs of a bundle; see ``open_data``."""
+    """The data set that DATA stands for, for the inputs of a bundle; see ``open_data``.
+
+    State that the samples leave out is the bundle's own (``edgec.stateful_data``).
+    """
     opened = read_bundle(bundle)
-    return open_data(given, bundle_input_specs(opened.manifest), what, bundle_encoder(opened))
+    inputs, encode = bundle_input_specs(opened.manifest), bundle_encoder(opened)
+    state = {pair.input: pair.output for pair in opened.manifest.state or ()}
+
+    def run() -> Run:
+        model = edgec_runtime.load(bundle, any_target=True)
+        return lambda feeds: model(**feeds)
+
+    return open_stateful_data(given, inputs, what, state, run, encode)
 
 
 def bundle_input_specs(manifest: Manifest) -> tuple[InputSpec, ...]:

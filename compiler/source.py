@@ -53,6 +53,8 @@ class Source:
     metric: a built-in name (top1, spearman, ...), "file.py:function" or a function
         (outputs, labels) -> float, higher is better.
     labels: class names in the order of the logits; declares a classifier.
+    state: input -> the output that is its next value, of a recurrent model; None: what their names
+        tell, {}: none.
     """
 
     module: Any
@@ -66,6 +68,7 @@ class Source:
     image: ImageSpec | None = None
     labels: tuple[str, ...] | None = None
     name: str = ""
+    state: Mapping[str, str] | None = None
 
     @property
     def kind(self) -> Kind:
