@@ -2,7 +2,7 @@
 
 It names the inputs and outputs of the graph ``main`` that a decoder's loop feeds and reads,
 the pairs of its key-value cache, the special tokens, and the entries of the bundle that hold
-tokenizer and chat template. Field names are JSON keys; every key is stated.
+tokenizer and chat template. Field names are JSON keys; every key is stated, but for ``encoder``.
 
 The contract of the graph, with ``new`` tokens in this call and ``past`` tokens in the cache:
 
@@ -18,7 +18,12 @@ The contract of the graph, with ``new`` tokens in this call and ``past`` tokens 
 
 Several new tokens come with an empty cache, or with a batch of 1. Batches are padded left.
 
-Left out on purpose: encoder-decoders, beam search, caches in other layouts.
+A model that reads its prompt with an encoder has a second graph, ``encoder``, and says how it is
+fed. It runs once a prompt; every output of it is an input of ``main`` of the same name and dtype,
+the same in all steps: keys and values of the cross-attention, masks. The rows of a batch of answers
+are as long as each other, so that ``mask`` is null.
+
+Left out on purpose: beam search, caches in other layouts.
 """
 
 from __future__ import annotations
@@ -32,6 +37,8 @@ from edgec_runtime.errors import BundleError, InputError
 
 if TYPE_CHECKING:
     from edgec_runtime.manifest import Graph, Value
+
+MAIN, ENCODER = "main", "encoder"  # roles of graphs
 
 _INDEX = ("int64", "int32")
 
@@ -73,11 +80,22 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Encoder:
+    """How the graph ``encoder`` is fed, and how the answers to what it read begin."""
+
+    input: str  # token ids int [batch, length], or features, float [batch, ...]
+    mask: str | None  # of token ids, [batch, length], 1 for a token and 0 for padding behind it
+    start: tuple[int, ...]  # ids that stand in front of every answer
+    suppress: tuple[int, ...] = ()  # ids that are never chosen
+    begin_suppress: tuple[int, ...] = ()  # ids that are not chosen as the first one
+
+
+@dataclass(frozen=True)
 class Generation:
     """The section ``generation`` of the manifest."""
 
     ids: str  # input: token ids
-    mask: str  # input: attention mask
+    mask: str | None  # input: attention mask; None of a model with an encoder
     positions: str | None  # input: position ids
     logits: str  # output
     pairs: tuple[CachePair, ...]
@@ -93,6 +111,7 @@ class Generation:
     chat_template: str | None = None  # entry: jinja text, UTF-8
     # names that a chat template may use: bos_token, eos_token, ... -> their text
     special_tokens: Mapping[str, str] = field(default_factory=dict)
+    encoder: Encoder | None = field(default=None, metadata={"optional": True})
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -100,8 +119,18 @@ class Generation:
         return tuple(name for name in (self.tokenizer, self.chat_template) if name is not None)
 
 
-def check_generation(generation: Generation, graph: Graph) -> None:
-    """Raise BundleError unless the section fits the signature of the graph ``main``."""
+def check_generation(generation: Generation | None, graphs: Mapping[str, Graph]) -> None:
+    """Raise BundleError unless the section fits the signatures of the graphs.
+
+    generation: None if the manifest has no such section; an encoder needs one.
+    """
+    if MAIN not in graphs:
+        raise _wrong("there is no graph 'main'")
+    stated = None if generation is None else generation.encoder
+    if (stated is None) != (ENCODER not in graphs):
+        raise _wrong("a graph 'encoder' and a section 'encoder' belong together; expected both")
+    if generation is None:
+        return
     try:
         generation.sampling.check()
     except InputError as error:
@@ -113,11 +142,17 @@ def check_generation(generation: Generation, graph: Graph) -> None:
             raise _wrong(f"{name} is {getattr(generation, name)}, expected 1 or more")
     if generation.chat_template is not None and generation.tokenizer is None:
         raise _wrong("it has a chat_template and no tokenizer; expected both")
+    if generation.mask is None and stated is None:
+        raise _wrong("it has no mask, which a model without an encoder needs")
+    graph = graphs[MAIN]
     inputs = {value.name: value for value in graph.inputs}
     outputs = {value.name: value for value in graph.outputs}
     plain = (generation.ids, generation.mask, generation.positions)
     fed = [name for name in plain if name is not None] + [pair.past for pair in generation.pairs]
     given = [generation.logits, *(pair.present for pair in generation.pairs)]
+    if stated is not None:
+        _check_encoder(stated, graphs[ENCODER], inputs)
+        fed += [value.name for value in graphs[ENCODER].outputs]
     for side, named, known in (("input", fed, inputs), ("output", given, outputs)):
         for name in named:
             if name not in known:
@@ -128,14 +163,43 @@ def check_generation(generation: Generation, graph: Graph) -> None:
     if unfed is not None:
         raise _wrong(f"the input '{unfed}' of the graph main has no part in it")
     for name in filter(None, plain):
-        if inputs[name].dtype not in _INDEX or len(inputs[name].shape) != 2:
-            raise _wrong(
-                f"the input '{name}' is {inputs[name].dtype} {list(inputs[name].shape)}, expected "
-                "int64 or int32 [batch, tokens]"
-            )
+        _check_index(inputs[name])
     for pair in generation.pairs:
         _check_pair(inputs[pair.past], outputs[pair.present])
     _check_tokens(generation, outputs[generation.logits])
+
+
+def _check_encoder(encoder: Encoder, graph: Graph, taken: Mapping[str, Value]) -> None:
+    """taken: the inputs of main."""
+    inputs = {value.name: value for value in graph.inputs}
+    fed = [name for name in (encoder.input, encoder.mask) if name is not None]
+    if sorted(fed) != sorted(inputs):
+        raise _wrong(f"encoder feeds {', '.join(fed)}; the graph has {', '.join(inputs)}")
+    if set(inputs) & set(taken):
+        raise _wrong(f"the graphs encoder and main both have the input '{encoder.input}'")
+    read = inputs[encoder.input]
+    if encoder.mask is not None:
+        _check_index(read)
+        _check_index(inputs[encoder.mask])
+    elif len(read.shape) < 2:
+        raise _wrong(f"the input '{read.name}' is {list(read.shape)}, expected [batch, ...]")
+    for value in graph.outputs:
+        known = taken.get(value.name)
+        if known is None or known.dtype != value.dtype:
+            raise _wrong(
+                f"the encoder gives '{value.name}' ({value.dtype}), and the graph main has no such "
+                "input"
+            )
+    if not encoder.start:
+        raise _wrong("encoder.start is empty; expected the tokens that an answer begins with")
+
+
+def _check_index(value: Value) -> None:
+    if value.dtype not in _INDEX or len(value.shape) != 2:
+        raise _wrong(
+            f"the input '{value.name}' is {value.dtype} {list(value.shape)}, expected "
+            "int64 or int32 [batch, tokens]"
+        )
 
 
 def _check_pair(past: Value, present: Value) -> None:
@@ -168,6 +232,9 @@ def _check_tokens(generation: Generation, logits: Value) -> None:
     ids = {"eos": generation.eos, "pad": (generation.pad,)}
     if generation.bos is not None:
         ids["bos"] = (generation.bos,)
+    if generation.encoder is not None:
+        for name in ("start", "suppress", "begin_suppress"):
+            ids[f"encoder.{name}"] = getattr(generation.encoder, name)
     for name, tokens in ids.items():
         for token in tokens:
             if not 0 <= token < limit:
