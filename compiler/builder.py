@@ -44,7 +44,7 @@ from edgec.scrutiny import Scrutiny, check_asked
 from edgec.search import search
 from edgec.search_ratio import check_demand
 from edgec.source import Data, Source, load_source
-from edgec.state import with_state
+from edgec.state import check_carried, with_state
 from edgec.targets import Target, load_target
 from edgec.trial import Judge
 
@@ -126,6 +126,7 @@ def build(
     exported = with_state(export(given, device), given.state)
     check_model(exported.model)
     inputs = open_inputs(given, exported, device, seed)
+    check_carried(exported, inputs.checks[0])
     task_metric = task_metric or inputs.metric
     examined = settle(asked, exported.model, given, inputs, task_metric)
     parity = check_parity(exported, inputs.checks)

@@ -2,10 +2,10 @@
 
 Recurrent networks are exported with their state as inputs and outputs, since a graph keeps
 nothing from call to call. The names follow a few conventions: h0 and hn, c0 and cn (torch's own
-documentation), state and stateN (silero-vad), h_in and h_out, hidden and next_hidden. A pair is
-taken by its names if both go back to one stem that stands for state, no other name does, and
-dtype and shape are equal; the report says so. A wrong pair does no harm to a call of the model
-itself, and the streamed run of the build (``edgec.drift``) refuses one that cannot be carried.
+documentation), state and stateN (silero-vad), h_in and h_out, in_cache0 and out_cache0, hidden
+and next_hidden. A pair is taken by its names if both go back to one stem that stands for state,
+no other name does, and dtype and shape are equal; the report says so. A wrong pair does no harm to a call of the model
+itself; ``check_carried`` refuses one whose output has not the shape of its input.
 
 Left out on purpose: names of other kinds (x and y are no state, however alike), and finding the
 pairs by following the graph from an LSTM, which models spell out in many ways.
@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 from edgec.decoder import is_decoder_graph
 from edgec.emit import graph_entry
 from edgec.errors import EdgecError, SourceError, suggestion
+from edgec.passes import Feeds
+from edgec.runners import reference_runner
 from edgec.shapes import input_specs
 from edgec_runtime.manifest import Graph, Value
 from edgec_runtime.state import misfit
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 NONE = "none"  # what --state is given for a model whose names mislead
 
-_STEM = r"(?P<stem>(?:\w+[_.])??(?:hidden[_.]?state|cell[_.]?state|state|hidden|cell|[hc]x?))"
+_STEM = r"(?P<stem>(?:\w+[_.])??(?:hidden[_.]?state|cell[_.]?state|state|hidden|cell|cache\d*|[hc]x?))"
 _BEFORE = re.compile(
     rf"(?:(?:in|init|initial|old|past|prev|previous)[_.]?)?{_STEM}"
     r"(?:[_.]?(?:0|in|init|initial|input|old|past|prev|previous))?"
@@ -65,22 +67,40 @@ def with_state(exported: Exported, asked: Mapping[str, str] | None) -> Exported:
     asked: what the user states; None: what the names tell. Raises SourceError for a pair that
     cannot be state, and for names that tell it in two ways.
     """
+    if is_decoder_graph(exported.model):
+        if asked:
+            raise SourceError(
+                "state: a language model keeps a cache of its own, in model.generate(); leave "
+                "the state out"
+            )
+        return exported
     input_specs(exported.model)  # refuses what has no dtype or shape
     graph = graph_entry(exported.model)
     findings: tuple[str, ...] = ()
     if asked is not None:
         state = _stated(graph, asked)
-        if state and is_decoder_graph(exported.model):
-            raise SourceError(
-                "state: a language model keeps a cache of its own, in model.generate(); leave "
-                "the state out"
-            )
-    elif is_decoder_graph(exported.model):
-        return exported
     else:
         state, findings = _found(graph)
     ordered = {value.name: state[value.name] for value in graph.inputs if value.name in state}
     return replace(exported, state=ordered, findings=exported.findings + findings)
+
+
+def check_carried(exported: Exported, feeds: Feeds) -> None:
+    """Run the reference once: the state comes back in the shape in which it was given.
+
+    A file may state no shape of an output. Raises SourceError.
+    """
+    if not exported.state:
+        return
+    outputs = reference_runner(exported.model)(feeds)
+    for before, after in exported.state.items():
+        given, made = feeds[before].shape, outputs[after].shape
+        if given != made:
+            raise SourceError(
+                f"state {before}={after}: the model was given {list(given)} and gives "
+                f"{list(made)} back, which cannot go into the next call; state other pairs with "
+                f"--state INPUT=OUTPUT, or --state {NONE}"
+            )
 
 
 def _stated(graph: Graph, asked: Mapping[str, Any]) -> dict[str, str]:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 import edgec_runtime
 from edgec.agreement import AgreementRule, Same
+from edgec.drift import Drift, measure_drift
 from edgec.errors import DataError, SourceError
 from edgec.evaluate import Judgement, judge_outputs
 from edgec.export_onnx import load_onnx
@@ -34,6 +35,7 @@ class Verdict:
     judgement: Judgement | None
     promises: tuple[Promise, ...]
     robustness: Robustness | None = None
+    drift: Drift | None = None
 
     @property
     def passed(self) -> bool:
@@ -84,6 +86,8 @@ class Verdict:
                     facts[name] = plain(asdict(getattr(self.judgement, name)))
         if self.robustness is not None:
             facts["robustness"] = plain(asdict(self.robustness))
+        if self.drift is not None:
+            facts["stream"] = self.drift.results
         return facts
 
 
@@ -119,7 +123,7 @@ def verify_bundle(
     model = edgec_runtime.load(path, check="full", any_target=any_target)
     lint_bundle(read_bundle(path))
     tested = model.self_test()
-    judgement = robustness = None
+    judgement = robustness = drift = None
     if evaluation is not None:
         beside = pathlib.Path(against) if against is not None else reference_beside(path)
         if beside is None:
@@ -152,6 +156,9 @@ def verify_bundle(
             slices=examined.slices,
             progress=lambda done: progress("evaluate", done, len(data)),
         )
+        if model.manifest.state is not None:
+            state = {pair.input: pair.output for pair in model.manifest.state}
+            drift = measure_drift(state, run_reference, model, iter(data))
         if examined.robustness is not None:
             robustness = measure_robustness(
                 examined.robustness,
@@ -173,7 +180,7 @@ def verify_bundle(
         slices=judgement.slices if judgement is not None else None,
         robustness=robustness,
     )
-    return Verdict(path, tested, judgement, promises, robustness)
+    return Verdict(path, tested, judgement, promises, robustness, drift)
 
 
 def _graph(reference: pathlib.Path) -> ir.Model:
