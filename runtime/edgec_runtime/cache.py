@@ -182,7 +182,10 @@ class PromptCache:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a language model takes, beside ONNX Runtime itself and its activations."""
+    """Bytes that a language model takes, beside ONNX Runtime itself and its activations.
+
+    What an encoder hands to the decoder counts as activations.
+    """
 
     weights: int
     cache: int  # a growing one exists twice while a run replaces it

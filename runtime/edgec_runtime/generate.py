@@ -5,6 +5,8 @@
     for piece in model.generate([{"role": "user", "content": "Hello"}], stream=True):
         print(piece, end="")
 
+    print(whisper.generate(features).text)                  # a model with an encoder
+
 ``generate`` is the method ``Model.generate``. It checks and encodes the prompts, reads them in
 one or several runs, and then feeds one token per row and run. Greedy answers are those of
 transformers, token by token; draws are made from the same probabilities (``sampling``).
@@ -18,7 +20,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib.util
-import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
@@ -35,16 +36,23 @@ from edgec_runtime.cache import (
 )
 from edgec_runtime.errors import InputError
 from edgec_runtime.generation import Generation, Sampling
+from edgec_runtime.prompts import (
+    Prompt,
+    Prompts,
+    encode,
+    encoder_feeds,
+    is_text,
+    listed,
+    start_tokens,
+)
 from edgec_runtime.sampling import choose, random_generator
-from edgec_runtime.text import Message, Pieces, Text
+from edgec_runtime.text import Pieces, Text
 
 if TYPE_CHECKING:
     from edgec_runtime.session import Model
 
 Array = np.ndarray[Any, Any]
 Reason = Literal["eos", "stop", "length"]
-Prompt = str | Array | Sequence[int] | Sequence[Message]
-Prompts = list[str] | Sequence[Sequence[int]] | Sequence[Sequence[Message]]
 
 
 class Options(TypedDict, total=False):
@@ -59,6 +67,7 @@ class Options(TypedDict, total=False):
     stop: str | Sequence[str]
     seed: int
     cache: PromptCache | None
+    start: Sequence[int] | None
 
 
 @dataclass(frozen=True)
@@ -67,8 +76,8 @@ class Completion:
 
     tokens: without the one that ended it. text: without the stop string; None if the bundle has
     no tokenizer or ``tokenizers`` is not installed. reason: why it ended; "length": after
-    max_new_tokens. prompt_tokens: of the prompt; cached_tokens: those of them that were in
-    the cache.
+    max_new_tokens. prompt_tokens: of the prompt, with an encoder those that the answer starts with;
+    cached_tokens: those of them that were in the cache.
     """
 
     text: str | None
@@ -110,8 +119,12 @@ def generate(
     seed: int = 0,
     stream: bool = False,
     cache: PromptCache | None = None,
+    start: Sequence[int] | None = None,
 ) -> Completion | list[Completion] | Iterator[str]:
     """Continue a prompt: a text, a chat (dicts with role and content), token ids, or many of them.
+
+    With an encoder, answer it instead: the encoder reads the prompt, which may be features (float
+    arrays as the encoder takes them, without the batch).
 
     max_new_tokens: of the answer; by default as many as the context has room for.
     temperature: 0 takes the most likely token, always. top_k, top_p, min_p: which tokens a draw
@@ -120,6 +133,8 @@ def generate(
     stop: texts that end the answer. seed: of the draws.
     stream: return the text piece by piece, as it comes.
     cache: what earlier calls have read of this conversation; one prompt at a time.
+    start: tokens that the answers begin with, in place of those that the bundle states for a
+    model with an encoder (language and task of a transcription); they are no part of the answers.
     Returns a Completion for one prompt, a list of them for several, pieces of text if streamed.
     Raises InputError for a wrong argument, for a prompt that is empty or too long, and if the
     bundle is no language model; EdgecError for an optional package that is not installed.
@@ -142,19 +157,27 @@ def generate(
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     if any(not isinstance(text, str) or not text for text in stops):
         raise InputError(f"stop is {stop!r}, expected texts that are not empty")
-    prompts, single = _listed(prompt)
+    encoder = generation.encoder
+    if encoder is not None and cache is not None:
+        raise InputError("cache is for models without an encoder, which reads every prompt anew")
+    prompts, single = listed(prompt, model.manifest, encoder)
     if not single and (stream or cache is not None):
         raise InputError(f"stream and cache take one prompt, {len(prompts)} were given")
-    needed = stream or bool(stops) or any([_is_text(one) for one in prompts])
+    needed = stream or bool(stops) or any([is_text(one) for one in prompts])
     present = generation.tokenizer is not None and importlib.util.find_spec("tokenizers")
     text = model.text if needed or present else None
-    rows = [_encode(one, text) for one in prompts]
+    encoded: dict[str, Array] = {}
+    if encoder is not None or start is not None:
+        rows = [start_tokens(start, encoder) for _ in prompts]
+        encoded = encoder_feeds(model.manifest, generation, prompts, text)
+    else:
+        rows = [encode(one, text) for one in prompts]
     limit = _limit(model, generation, rows, max_new_tokens)
     answers = [
         _Answer(row, generation, text, stops, random_generator(seed, number))
         for number, row in enumerate(rows)
     ]
-    steps = _steps(copy.copy(model), generation, answers, settings, limit, cache)
+    steps = _steps(copy.copy(model), generation, answers, settings, limit, cache, encoded)
     if stream:
         return (piece for [piece] in steps if piece)
     for _ in steps:
@@ -231,17 +254,19 @@ def _steps(
     settings: Sampling,
     limit: int,
     kept: PromptCache | None,
+    encoded: Mapping[str, Array],
 ) -> Iterator[list[str]]:
     """Let every answer grow by one token per item, and give the new pieces of text.
 
-    model: one whose adapter nobody changes.
+    model: one whose adapter nobody changes. encoded: feeds of the encoder, if it has one.
     """
     cache = None
     if kept is not None:
         cache = kept.take(model.session, model.adapter, answers[0].tokens)
     if cache is None:
         cache = new_cache(model.manifest, generation, len(answers))
-    reader = _Reader(model, generation, cache, [len(answer.tokens) for answer in answers])
+    reader = _Reader(model, generation, cache, [len(answer.tokens) for answer in answers], encoded)
+    barred = _barred(generation)
     cache.reserve(reader.width + limit)
     for answer in answers:
         answer.cached = cache.length
@@ -252,7 +277,8 @@ def _steps(
             for answer, row in zip(answers, scores, strict=True):
                 piece, token = "", generation.pad
                 if answer.reason is None:
-                    token = choose(row, answer.tokens, settings, answer.random)
+                    never = barred[0] if count == 1 else barred[1]
+                    token = choose(row, answer.tokens, settings, answer.random, never)
                     piece = answer.push(token)
                     if count == limit and answer.reason is None:
                         piece += answer.end("length")
@@ -268,17 +294,32 @@ def _steps(
             kept.put(Prefix(model.session, model.adapter, read, cache))
 
 
+def _barred(generation: Generation) -> tuple[Sequence[int], Sequence[int]]:
+    """The tokens that are no choice: for the first of an answer, and for the others."""
+    encoder = generation.encoder
+    if encoder is None:
+        return (), ()
+    return (*encoder.suppress, *encoder.begin_suppress), encoder.suppress
+
+
 class _Reader:
     """Runs the graph on new tokens."""
 
     def __init__(
-        self, model: Model, generation: Generation, cache: Cache, lengths: Sequence[int]
+        self,
+        model: Model,
+        generation: Generation,
+        cache: Cache,
+        lengths: Sequence[int],
+        encoded: Mapping[str, Array],
     ) -> None:
-        """lengths: of the prompts, which are padded to the longest one."""
+        """lengths: of the prompts, padded to the longest one. encoded: as in ``_steps``."""
         self.width = max(lengths)
         self._model, self._generation, self._cache = model, generation, cache
         self._padding = self.width - np.array(lengths)[:, None]
         self._binding = model.session.io_binding()
+        for name, array in (model.encode(encoded) if encoded else {}).items():
+            self._binding.bind_cpu_input(name, array)  # the same in every step
         inputs = {value.name: value.dtype for value in model.inputs}
         plain = (generation.ids, generation.mask, generation.positions)
         self._dtypes = {name: inputs[name] for name in plain if name is not None}
@@ -301,7 +342,9 @@ class _Reader:
     def _run(self, tokens: Array) -> None:
         generation, cache, new = self._generation, self._cache, tokens.shape[1]
         places = np.arange(cache.length + new) - self._padding  # [batch, past + new]
-        feeds = {generation.ids: tokens, generation.mask: places >= 0}
+        feeds = {generation.ids: tokens}
+        if generation.mask is not None:
+            feeds[generation.mask] = places >= 0
         if generation.positions is not None:
             feeds[generation.positions] = np.where(places < 0, 1, places)[:, cache.length :]
         for name, array in feeds.items():
@@ -310,46 +353,6 @@ class _Reader:
         cache.bind(self._binding)
         self._model.run_bound(self._binding)
         cache.advance(self._binding, new)
-
-
-def _listed(prompt: Any) -> tuple[list[Any], bool]:
-    """The prompts, and whether it was one alone. Raises InputError for something else."""
-    if isinstance(prompt, np.ndarray):
-        prompt = prompt.tolist()
-    if isinstance(prompt, str):
-        return [prompt], True
-    if isinstance(prompt, Sequence) and len(prompt):
-        if isinstance(prompt[0], (Mapping, numbers.Integral)):
-            return [prompt], True
-        return [one.tolist() if isinstance(one, np.ndarray) else one for one in prompt], False
-    if isinstance(prompt, Sequence):
-        raise _empty()
-    raise _no_prompt(prompt)
-
-
-def _is_text(prompt: Any) -> bool:
-    """Whether a prompt needs the tokenizer. Raises InputError unless it is a prompt."""
-    if isinstance(prompt, str):
-        return True
-    if not isinstance(prompt, Sequence):
-        raise _no_prompt(prompt)
-    if not prompt:
-        raise _empty()
-    if not isinstance(prompt[0], Mapping) and not all(
-        isinstance(token, numbers.Integral) for token in prompt
-    ):
-        raise _no_prompt(prompt)
-    return isinstance(prompt[0], Mapping)
-
-
-def _encode(prompt: Any, text: Text | None) -> list[int]:
-    """The tokens of one prompt. Raises InputError if there are none."""
-    if text is None or not _is_text(prompt):
-        return [int(token) for token in prompt]
-    tokens = text.encode(prompt) if isinstance(prompt, str) else text.encode_chat(prompt)
-    if not tokens:
-        raise _empty()
-    return tokens
 
 
 def _limit(
@@ -372,13 +375,3 @@ def _limit(
             "shorten the prompt"
         )
     return asked or limit - width
-
-
-def _empty() -> InputError:
-    return InputError("the prompt is empty; give at least one token")
-
-
-def _no_prompt(prompt: Any) -> InputError:
-    return InputError(
-        f"the prompt is {prompt!r:.60}, expected a text, messages, token ids, or a list of them"
-    )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from edgec_runtime import plugins
 from edgec_runtime.bundle import Bundle
 from edgec_runtime.errors import BundleError, EdgecError, TargetMismatchError
+from edgec_runtime.generation import MAIN
 from edgec_runtime.machine import Machine
 from edgec_runtime.manifest import Session
 from edgec_runtime.versions import version_matches
@@ -64,8 +65,9 @@ def open_session(
     mapped: bool,
     any_target: bool,
     chosen: Mapping[str, Mapping[str, str]],
+    role: str = MAIN,
 ) -> onnxruntime.InferenceSession:
-    """The session of the graph ``main``; ``load`` explains the arguments.
+    """The session of the graph of that role; ``load`` explains the other arguments.
 
     Raises BundleError for the file or its version, EdgecError for an execution provider.
     """
@@ -97,7 +99,7 @@ def open_session(
             options.add_session_config_entry(key, value)
         added = [name for name in providers if plugins.add(options, name, named[name])]
         session = onnxruntime.InferenceSession(
-            bundle.graph(),
+            bundle.graph(role),
             options,
             providers=None if added else list(named.items()),
             disabled_optimizers=list(settings.disabled_optimizers),
@@ -154,9 +156,11 @@ def _check_version(bundle: Bundle, installed: str) -> None:
         )
 
 
-def check_signature(bundle: Bundle, session: onnxruntime.InferenceSession) -> None:
-    """The graph has the inputs and outputs that the manifest states."""
-    graph = bundle.manifest.graphs["main"]
+def check_signature(
+    bundle: Bundle, session: onnxruntime.InferenceSession, role: str = MAIN
+) -> None:
+    """The graph of that role has the inputs and outputs that the manifest states."""
+    graph = bundle.manifest.graphs[role]
     sides = (
         ("inputs", graph.inputs, session.get_inputs()),
         ("outputs", graph.outputs, session.get_outputs()),

@@ -33,11 +33,16 @@ def random_generator(seed: int, row: int = 0) -> np.random.Generator:
 
 
 def choose(
-    scores: Array, seen: Sequence[int], settings: Sampling, random: np.random.Generator
+    scores: Array,
+    seen: Sequence[int],
+    settings: Sampling,
+    random: np.random.Generator,
+    barred: Sequence[int] = (),
 ) -> int:
     """The next token.
 
     scores: float [vocabulary], logits. seen: the tokens so far, for the repetition penalty.
+    barred: tokens that are no choice.
     Raises EdgecError if the highest score is not finite.
     """
     scores = scores.astype(np.float32)
@@ -48,6 +53,7 @@ def choose(
         )
     if settings.repetition_penalty != 1:
         scores = penalise(scores, seen, settings.repetition_penalty)
+    scores[list(barred)] = -np.inf
     if settings.temperature == 0:
         return int(scores.argmax())
     shares = probabilities(scores, settings)

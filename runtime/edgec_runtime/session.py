@@ -7,7 +7,9 @@
 session as the manifest says. ``Model`` checks what it is called with and is thread safe.
 Nothing is printed and nothing leaves the machine: telemetry and logs are off.
 
-Left out on purpose: several graphs at once, retries on another
+A bundle with an encoder runs as one model: the encoder, and then the graph main on what it gave.
+
+Left out on purpose: retries on another
 execution provider (a slower one is never taken silently; ONNX Runtime itself does so when
 a provider is absent or fails to start).
 """
@@ -27,6 +29,7 @@ from edgec_runtime.bundle import Bundle, Check, read_bundle
 from edgec_runtime.errors import EdgecError, InputError
 from edgec_runtime.feeds import Array, check_feeds
 from edgec_runtime.generate import generate as generate_text
+from edgec_runtime.generation import ENCODER
 from edgec_runtime.machine import this_machine
 from edgec_runtime.manifest import Manifest, Value
 from edgec_runtime.open_session import (
@@ -78,16 +81,27 @@ def load(
     chosen = provider_options or {}
     session = open_session(bundle, machine, count, mapped, any_target, chosen)
     check_signature(bundle, session)
-    return Model(bundle, session, count)
+    encoder = None
+    if ENCODER in manifest.graphs:
+        encoder = open_session(bundle, machine, count, mapped, any_target, chosen, ENCODER)
+        check_signature(bundle, encoder, ENCODER)
+    return Model(bundle, session, count, encoder)
 
 
 class Model:
     """A loaded model; ``load`` makes one. Calls may come from several threads at once."""
 
-    def __init__(self, bundle: Bundle, session: onnxruntime.InferenceSession, threads: int) -> None:
-        """Take over an open session of the bundle's main graph."""
+    def __init__(
+        self,
+        bundle: Bundle,
+        session: onnxruntime.InferenceSession,
+        threads: int,
+        encoder: onnxruntime.InferenceSession | None = None,
+    ) -> None:
+        """Take over open sessions of the bundle's main graph, and of its encoder if it has one."""
         self._bundle = bundle
         self._session = session
+        self._encoder = encoder
         self._threads = threads
         self._process = os.getpid()
         self._names = [value.name for value in self.outputs]
@@ -106,7 +120,23 @@ class Model:
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run feeds that ``check_feeds`` passed; the part of a call that is worth timing."""
         names, arrays = self._names, dict(feeds)
+        if self._encoder is not None:
+            read = [value.name for value in self.manifest.graphs[ENCODER].inputs]
+            arrays |= self.encode({name: arrays.pop(name) for name in read})
         outputs = self._guarded(lambda options: self._session.run(names, arrays, options))
+        return dict(zip(names, outputs, strict=True))
+
+    def encode(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """What the encoder hands to every step: inputs of the graph main, by name.
+
+        feeds: those of the encoder, checked. Raises InputError if the bundle has none.
+        """
+        encoder = self._encoder
+        if encoder is None:
+            raise InputError(f"model {self.path}: its bundle has no graph 'encoder'")
+        names = [value.name for value in self.manifest.graphs[ENCODER].outputs]
+        arrays = dict(feeds)
+        outputs = self._guarded(lambda options: encoder.run(names, arrays, options))
         return dict(zip(names, outputs, strict=True))
 
     def run_bound(self, binding: onnxruntime.IOBinding) -> None:
@@ -154,13 +184,13 @@ class Model:
 
     @property
     def inputs(self) -> tuple[Value, ...]:
-        """Names, dtypes and shapes of the inputs."""
-        return self.manifest.graphs["main"].inputs
+        """Names, dtypes and shapes of the inputs; those of an encoder come first."""
+        return self.manifest.inputs
 
     @property
     def outputs(self) -> tuple[Value, ...]:
         """Names, dtypes and shapes of the outputs."""
-        return self.manifest.graphs["main"].outputs
+        return self.manifest.outputs
 
     @property
     def slots(self) -> tuple[Slot, ...]:
@@ -258,3 +288,4 @@ class Model:
         """
         if os is not None and os.getpid() != getattr(self, "_process", os.getpid()):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._encoder))
