@@ -271,9 +271,27 @@ def _arguments(source: Source) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return tuple(arguments), dict(keywords)
     if not examples:
         raise SourceError("the source has no example_inputs; they are needed to trace the module")
-    if isinstance(examples, Mapping):
-        return (), dict(examples)
-    return tuple(examples), {}
+    call = ((), dict(examples)) if isinstance(examples, Mapping) else (tuple(examples), {})
+    arguments, keywords = _apart(call)
+    return arguments, keywords
+
+
+def _apart(call: Any) -> Any:
+    """A call with a copy of each tensor that stands in two places of it.
+
+    torch.export takes both for one input: h0 for c0, where the same zeros are given for both.
+    """
+    import torch
+    from torch.utils._pytree import tree_map_only
+
+    seen: set[int] = set()
+
+    def apart(tensor: torch.Tensor) -> torch.Tensor:
+        again = id(tensor) in seen
+        seen.add(id(tensor))
+        return tensor.clone() if again else tensor
+
+    return tree_map_only(torch.Tensor, apart, call)
 
 
 def _dynamic_shapes(source: Source, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Any:

@@ -4,8 +4,9 @@ Recurrent networks are exported with their state as inputs and outputs, since a 
 nothing from call to call. The names follow a few conventions: h0 and hn, c0 and cn (torch's own
 documentation), state and stateN (silero-vad), h_in and h_out, in_cache0 and out_cache0, hidden
 and next_hidden. A pair is taken by its names if both go back to one stem that stands for state,
-no other name does, and dtype and shape are equal; the report says so. A wrong pair does no harm to a call of the model
-itself; ``check_carried`` refuses one whose output has not the shape of its input.
+no other name does, and dtype and shape are equal; the report says so. A wrong pair does no harm to
+a call of the model itself; ``check_carried`` refuses one whose output has not the shape of its
+input.
 
 Left out on purpose: names of other kinds (x and y are no state, however alike), and finding the
 pairs by following the graph from an LSTM, which models spell out in many ways.
@@ -32,13 +33,15 @@ if TYPE_CHECKING:
 
 NONE = "none"  # what --state is given for a model whose names mislead
 
-_STEM = r"(?P<stem>(?:\w+[_.])??(?:hidden[_.]?state|cell[_.]?state|state|hidden|cell|cache\d*|[hc]x?))"
+_STEM = (
+    r"(?P<stem>(?:\w+[_.])??(?:hidden[_.]?state|cell[_.]?state|state|hidden|cell|cache\d*|[hc]x?))"
+)
 _BEFORE = re.compile(
-    rf"(?:(?:in|init|initial|old|past|prev|previous)[_.]?)?{_STEM}"
+    rf"(?:(?:in|init|initial|old|past|prev|previous)[_.])?{_STEM}"
     r"(?:[_.]?(?:0|in|init|initial|input|old|past|prev|previous))?"
 )
 _AFTER = re.compile(
-    rf"(?:(?:out|last|new|next)[_.]?)?{_STEM}(?:[_.]?(?:1|n|out|output|last|new|next))?"
+    rf"(?:(?:out|last|new|next)[_.])?{_STEM}(?:[_.]?(?:1|n|out|output|last|new|next))?"
 )
 
 

@@ -68,13 +68,15 @@ def open_stateful_data(
 def _zeros(
     inputs: tuple[InputSpec, ...], state: Mapping[str, str], sample: Sample
 ) -> dict[str, Array]:
-    """The state before a first sample; an open dimension has the size of the sample's batch."""
-    batches = (
-        sample.feeds[spec.name].shape[0]
+    """The state before a first sample; the first open dimension of its feeds is the batch."""
+    sizes = (
+        size
         for spec in inputs
-        if spec.name not in state and spec.dims and spec.dims[0] is None
+        if spec.name not in state
+        for size, wanted in zip(sample.feeds[spec.name].shape, spec.dims, strict=True)
+        if wanted is None
     )
-    batch = next(batches, 1)
+    batch = next(sizes, 1)
     return {
         spec.name: np.zeros([batch if size is None else size for size in spec.dims], spec.dtype)
         for spec in inputs
