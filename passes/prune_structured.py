@@ -12,19 +12,23 @@ later one with a larger ratio goes on. The weights are left as they are; ``recov
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal, get_args
 
 import onnx_ir as ir
 
 from edgec.passes.contract import Context, PassError, Result, Skip, Stage
+from edgec.passes.differences import apply_differences, differences
 from edgec.passes.dimension_groups import Group, Kind, coupled_groups
 from edgec.passes.importance import FromWeights, Scores, unit_importance
 from edgec.passes.importance_measured import Measured, measured_importance
 from edgec.passes.progressive import check_rounds
 from edgec.passes.pruned_latency import Costs, Prediction, held_to_account, predict
+from edgec.passes.refit import refit
 from edgec.passes.removal import Cut, remove
 from edgec.passes.unit_ranking import Ranked, across, structure
 from edgec.passes.weights import Refused, check_skip
@@ -33,6 +37,7 @@ from edgec_runtime.errors import suggestion
 Ranking = Literal["local", "global", "isomorphic", "latency"]
 Importance = Literal[FromWeights, Measured]
 
+_REFITTED = 256  # samples, at most
 OUTCOMES = "--min-speedup, --max-latency-ms, --max-size-mb or --max-drop"
 
 
@@ -61,6 +66,7 @@ class PruneStructured:
     costs: Costs = "auto"
     mixed: bool = False  # also cut what a norm takes its mean over: the units left change, too
     skip: tuple[str, ...] = ()  # names of nodes whose outputs stay
+    refit: bool = False  # fit the layers behind a cut to what they gave before, on 256 samples
     rounds: int = 1  # of this pass and the training behind it, the ratio rising
 
     def __post_init__(self) -> None:
@@ -116,6 +122,11 @@ class PruneStructured:
         decisions = plan(cuts)
         changed = remove(model, cuts)
         findings = [_finding(_weights(dense), _weights(model), cuts, units)] if changed else []
+        if self.refit and changed:
+            decisions["refit"] = self._refit(model, dense, cuts, context)
+            findings.append(
+                f"{len(decisions['refit'])} tensors of layers behind a cut are refitted"
+            )
         if prediction is not None:
             findings += prediction.findings
             if changed:
@@ -156,6 +167,24 @@ class PruneStructured:
         for items in rivals.values():
             kept |= across(items, self.ratio, self.max_ratio)
         return kept
+
+    def _refit(
+        self, model: ir.Model, dense: ir.Model, cuts: Sequence[Cut], context: Context
+    ) -> Mapping[str, str]:
+        """What fitting the layers behind the cuts changed; a lock's changes, where it has them."""
+        if "refit" in context.lock:
+            known: Mapping[str, str] = context.lock["refit"]
+            apply_differences(model, known)
+            return known
+        if context.calibration is None or not len(context.calibration):
+            raise PassError(
+                "prune-structured: refit needs calibration data: give some hundred typical inputs, "
+                "or leave refit out"
+            )
+        cut = model.clone()
+        samples = list(itertools.islice(context.calibration, _REFITTED))
+        refit(model, dense, cuts, samples, progress=partial(context.progress, "refit"))
+        return differences(cut, model)
 
     def _predicted(
         self, ranked: Sequence[Ranked], groups: Sequence[Group], model: ir.Model, context: Context

@@ -45,7 +45,7 @@ def remove(model: ir.Model, cuts: Sequence[Cut]) -> int:
 
 
 def _slice_initializers(model: ir.Model, cuts: Sequence[Cut]) -> int:
-    gone = _gone((part, cut) for cut in cuts for part in cut.group.slices)
+    gone = positions_gone((part, cut) for cut in cuts for part in cut.group.slices)
     values = {v.name: v for graph in model.graphs() for v in graph.initializers.values()}
     for name, axes in gone.items():
         value = values[name]
@@ -60,7 +60,7 @@ def _slice_initializers(model: ir.Model, cuts: Sequence[Cut]) -> int:
 
 
 def _shrink_values(model: ir.Model, cuts: Sequence[Cut]) -> None:
-    gone = _gone((part, cut) for cut in cuts for part in cut.group.shapes)
+    gone = positions_gone((part, cut) for cut in cuts for part in cut.group.shapes)
     for node in model.graph.all_nodes():
         for value in node.outputs:
             axes = gone.get(str(value.name))
@@ -72,7 +72,7 @@ def _shrink_values(model: ir.Model, cuts: Sequence[Cut]) -> None:
                 value.shape = ir.Shape(sizes)
 
 
-def _gone(parts: Iterable[tuple[Slice, Cut]]) -> dict[str, dict[int, list[int]]]:
+def positions_gone(parts: Iterable[tuple[Slice, Cut]]) -> dict[str, dict[int, list[int]]]:
     """By name and axis the positions to remove, sorted."""
     found: dict[str, dict[int, set[int]]] = {}
     for part, cut in parts:

@@ -68,7 +68,7 @@ def chosen_ranges(
             continue
         candidates = [_range(m, histogram, share, int8) for m in METHODS]
         layers = readers.get(value, [])
-        errors = [_noise(span, layers, int8, bounds.get(value)) for span in candidates]
+        errors = _noises(candidates, layers, int8, bounds.get(value))
         best = int(np.argmin(errors))
         found[value] = candidates[best if errors[best] < _MUST_PAY * errors[0] else 0]
     for value, source in plan.scale_of.items():
@@ -88,17 +88,20 @@ def _range(method: RangeMethod, histogram: Histogram, share: float, int8: Int8) 
     return ranges.minmax(histogram)
 
 
-def _noise(span: Range, layers: Sequence[LayerInputs], int8: Int8, bounds: Range | None) -> float:
-    """Noise over signal at the outputs of the layers, if their input is quantized so."""
-    parameters = qdq.activation_parameters(span, int8.activation, inside=bounds)
-    total = 0.0
+def _noises(
+    spans: Sequence[Range], layers: Sequence[LayerInputs], int8: Int8, bounds: Range | None
+) -> Array:
+    """For each range, noise over signal at the outputs of the layers, if it is their input's."""
+    grids = [qdq.activation_parameters(span, int8.activation, inside=bounds) for span in spans]
+    totals = np.zeros(len(spans))
     for layer in layers:
         rows = layer.rows[:, :: max(1, layer.rows.shape[1] // _JUDGED)]
-        error = qdq.fake_quantized(rows, parameters) - rows
         weight = weight_rows(layer.node, weight_of(layer.node)).transpose(0, 2, 1)
         signal = _power(np.matmul(rows, weight))
-        total += _power(np.matmul(error, weight)) / signal if signal else 0.0
-    return total
+        if signal:
+            errors = (qdq.fake_quantized(rows, grid) - rows for grid in grids)
+            totals += [_power(np.matmul(error, weight)) / signal for error in errors]
+    return totals
 
 
 def decided(

@@ -1,0 +1,208 @@
+"""Least squares behind a cut: what it must find, held against numpy by hand and real weights."""
+
+import dataclasses
+from itertools import islice
+
+import graphs
+import numpy as np
+import pytest
+import torch
+from digits_cnn import digits
+from fixtures import models, photographs
+
+import edgec
+from edgec.export import export
+from edgec.passes import Cleanup, Fuse, PassError, PruneStructured, refit
+from edgec.passes.dimension_groups import coupled_groups
+from edgec.passes.execution import graph_bytes, run_values
+from edgec.passes.removal import Cut, remove
+from edgec.targets import load_target
+
+TWO_LAYERS = """g (float[n, 6] x) => (float[n, 3] y) {
+    [a] c = Gemm <transB = 1> (x, w, b)
+    r = Relu (c)
+    [z] y = Gemm <transB = 1> (r, v, d)
+}"""
+
+
+def two_layers():
+    return graphs.graph(
+        TWO_LAYERS,
+        {
+            "w": graphs.weight(16, 6),
+            "b": graphs.feed(16, seed=1),
+            "v": graphs.weight(3, 16, seed=2),
+            "d": graphs.feed(3, seed=3),
+        },
+    )
+
+
+def samples(*shape, count=8, **more):
+    return [
+        {"x": graphs.feed(*shape, seed=seed), **{n: a(seed) for n, a in more.items()}}
+        for seed in range(count)
+    ]
+
+
+def pruned(model, calibration, **parameters):
+    chosen = PruneStructured(**{"ratio": 0.5, "round_to": 1, "refit": True, **parameters})
+    return chosen.run(model.clone(), graphs.context(model, calibration=calibration))
+
+
+def array(model, name):
+    return model.graph.initializers[name].const_value.numpy()
+
+
+def output_error(model, dense, given):
+    """Squared error of the outputs over the dense model's squares."""
+    [name] = [value.name for value in dense.graph.outputs]
+    runs = zip(run_values(model, [name], given), run_values(dense, [name], given), strict=True)
+    pairs = [(ours[name], theirs[name]) for ours, theirs in runs]
+    error = sum(float(np.square(ours - theirs).sum()) for ours, theirs in pairs)
+    return error / sum(float(np.square(theirs).sum()) for _, theirs in pairs)
+
+
+def test_a_layer_gets_the_solution_of_numpys_least_squares(monkeypatch):
+    monkeypatch.setattr(refit, "RIDGE", 0.0)
+    model, given = two_layers(), samples(64, 6)
+    result = pruned(model, given)
+    [[r, y]] = [
+        [np.concatenate([v[n] for v in run_values(model, ["r", "y"], given)]) for n in ("r", "y")]
+    ]
+    kept = result.decisions["groups"][0]["kept"]
+    x = np.concatenate([r[:, kept], np.ones((len(r), 1))], axis=1).astype(np.float64)
+    expected = np.linalg.lstsq(x, y.astype(np.float64), rcond=None)[0].T
+    np.testing.assert_allclose(array(result.model, "v"), expected[:, :-1], rtol=2e-3, atol=1e-5)
+    np.testing.assert_allclose(array(result.model, "d"), expected[:, -1], rtol=2e-3, atol=1e-5)
+    np.testing.assert_array_equal(array(result.model, "b"), array(model, "b")[kept])
+
+
+def test_units_that_say_the_same_twice_are_not_missed():
+    model = two_layers()
+    w, b = array(model, "w").copy(), array(model, "b").copy()
+    w[8:], b[8:] = w[:8], b[:8]
+    weights = {"w": w, "b": b, "v": array(model, "v"), "d": array(model, "d")}
+    twice = graphs.graph(TWO_LAYERS, weights)
+    # of each pair one goes, by hand: no importance tells the two apart
+    given, fresh = samples(64, 6), samples(64, 6, count=12)[8:]
+    [group] = coupled_groups(twice).found
+    cut = twice.clone()
+    [own] = coupled_groups(cut).found
+    remove(cut, [Cut(own, tuple(range(8)))])
+    bare = output_error(cut, twice, fresh)
+    refit.refit(cut, twice, [Cut(group, tuple(range(8)))], given, progress=lambda *_: None)
+    assert bare > 0.03
+    assert output_error(cut, twice, fresh) < 1e-3
+
+
+SHORTCUT = """g (float[n, 4, 6, 6] x) => (float[n, 4, 6, 6] y) {
+    [a] c = Conv (x, w)
+    r = Relu (c)
+    [b] e = Conv <group = 2> (r, v)
+    s = Add (e, x)
+    [c] f = Conv (s, u)
+    q = Relu (f)
+    [d] g = Conv (q, t)
+    y = Add (g, s)
+}"""
+
+
+def shortcuts():
+    """Two blocks whose Relus pass all of a positive input; the first cannot be refitted."""
+    model = graphs.graph(
+        SHORTCUT,
+        {
+            "w": np.abs(graphs.weight(16, 4, 1, 1)),
+            "v": np.abs(graphs.weight(4, 8, 1, 1, seed=1)),
+            "u": np.abs(graphs.weight(16, 4, 1, 1, seed=2)),
+            "t": graphs.weight(4, 16, 1, 1, seed=3),
+        },
+    )
+    return Cleanup().run(model, graphs.context(model)).model
+
+
+def positive(count):
+    return [{"x": np.abs(feeds["x"])} for feeds in samples(2, 4, 6, 6, count=count)]
+
+
+def test_what_a_shortcut_lost_is_made_up_for_behind_it(monkeypatch):
+    monkeypatch.setattr(refit, "RIDGE", 1e-6)
+    model, given = shortcuts(), positive(16)
+    fresh = positive(24)[16:]
+    bare = output_error(pruned(model, given, refit=False).model, model, fresh)
+    fitted = output_error(pruned(model, given).model, model, fresh)
+    # the branch alone as the aim: the shortcut's error is carried on
+    monkeypatch.setattr(refit, "_total", lambda node: node.outputs[0].name)
+    alone = output_error(pruned(model, given).model, model, fresh)
+    assert fitted < 0.01 * alone < 0.01 * bare
+
+
+def test_depthwise_layers_and_layers_in_front_of_the_cut_stay():
+    data = digits()
+    result = pruned(data.model, data.calibration, ratio=0.25)
+    changed = set(result.decisions["refit"])
+    assert {"w2", "b2", "w4", "b4", "w5", "b5"} == changed
+
+
+def test_fitting_brings_back_digits_that_a_cut_lost():
+    data = digits()
+
+    def correct(model):
+        return float((data.logits(model).argmax(-1) == data.labels).mean())
+
+    bare = correct(pruned(data.model, data.calibration, refit=False).model)
+    assert correct(data.model) > 0.95
+    assert correct(pruned(data.model, data.calibration).model) > bare + 0.1
+
+
+def test_a_lock_repeats_it_without_data_and_a_plan_fits_anew():
+    data = digits()
+    made = pruned(data.model, data.calibration)
+    chosen = PruneStructured(ratio=0.5, round_to=1, refit=True)
+    context = graphs.context(data.model)
+    again = chosen.run(data.model.clone(), dataclasses.replace(context, lock=made.decisions))
+    assert graph_bytes(again.model) == graph_bytes(made.model)
+    plan = {"groups": made.decisions["groups"]}
+    other = dataclasses.replace(context, lock=plan, calibration=data.calibration[:24])
+    fitted = chosen.run(data.model.clone(), other)
+    assert fitted.decisions["refit"].keys() == made.decisions["refit"].keys()
+    assert graph_bytes(fitted.model) != graph_bytes(made.model)
+
+
+def test_without_data_it_is_refused():
+    model = two_layers()
+    with pytest.raises(PassError, match="refit needs calibration data"):
+        pruned(model, None)
+
+
+def test_samples_with_nan_are_refused_by_the_name_of_the_layer():
+    model, given = two_layers(), samples(4, 6)
+    given[3]["x"][0, 0] = np.nan
+    with pytest.raises(PassError, match="'z' reads or gives NaN"):
+        pruned(model, given)
+
+
+def test_names_and_shapes_are_those_of_the_cut():
+    model, given = shortcuts(), positive(8)
+    bare, fitted = pruned(model, given, refit=False).model, pruned(model, given).model
+    for name, value in bare.graph.initializers.items():
+        assert array(fitted, name).shape == tuple(value.shape)
+        assert array(fitted, name).dtype == value.dtype.numpy()
+
+
+@pytest.mark.slow
+def test_a_fused_network_of_real_weights_loses_less():
+    given = [{"image": photographs.tensor(i)} for i in islice(photographs.unlabelled(), 34)]
+    source = edgec.Source(
+        models.efficientnet_lite0(),
+        (torch.zeros(1, 3, 224, 224),),
+        input_names=("image",),
+        output_names=("logits",),
+    )
+    reference = export(source, load_target("x86-64")).model
+    context = graphs.context(reference, calibration=given[:24])
+    model = Fuse().run(Cleanup().run(context.reference.clone(), context).model, context).model
+    chosen = PruneStructured(ratio=0.125, importance="wanda")
+    bare = chosen.run(model.clone(), context).model
+    fitted = dataclasses.replace(chosen, refit=True).run(model.clone(), context).model
+    assert output_error(fitted, model, given[24:]) < 0.5 * output_error(bare, model, given[24:])
