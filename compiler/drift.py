@@ -26,8 +26,8 @@ from edgec.errors import PassError
 from edgec.evaluate import Run, as_db
 from edgec.export import Exported
 from edgec.inputs import Inputs
-from edgec.judging import reference_runner
 from edgec.passes import Feeds
+from edgec.runners import reference_runner
 
 STEPS = 64
 

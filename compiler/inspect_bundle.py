@@ -43,6 +43,7 @@ def inspect_bundle(path: pathlib.Path) -> dict[str, Any]:
         "labels": len(manifest.labels) if manifest.labels is not None else None,
         "image": manifest.image is not None,
         "golden": bool(manifest.golden),
+        "state": {pair.input: pair.output for pair in manifest.state or ()},
         "results": dict(manifest.results),
         "provenance": dict(manifest.provenance),
         "entries": [

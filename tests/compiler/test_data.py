@@ -15,6 +15,7 @@ import pytest
 
 from edgec.data import Dataset, InputSpec, open_data
 from edgec.errors import DataError
+from edgec.export import Exported
 from edgec.inputs import open_inputs
 from edgec.targets import load_target
 
@@ -173,8 +174,7 @@ def test_calibration_samples_that_are_all_equal_are_a_finding(
     model, one = graphs.mlp()
     given = [{name: array + different * i for name, array in one.items()} for i in range(8)]
     source: Any = SimpleNamespace(calibration=lambda: given, evaluation=None, metric=None)
-    exported: Any = SimpleNamespace(model=model, examples=(), encode=None)
-    found = open_inputs(source, exported, load_target("x86-64"), seed=0).findings
+    found = open_inputs(source, Exported(model, ()), load_target("x86-64"), seed=0).findings
     assert any("all 8 calibration samples are equal" in text for text in found) == doubted
 
 

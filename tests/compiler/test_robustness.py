@@ -14,12 +14,12 @@ from digits_cnn import digits
 import edgec
 from edgec.data import Sample
 from edgec.errors import DataError, EdgecError, PassError
-from edgec.judging import reference_runner
 from edgec.metrics import METRICS
 from edgec.passes import PruneMagnitude, QuantizeStatic
 from edgec.promise import Limits, judge
 from edgec.report import Disturbance, Robustness
 from edgec.robustness import RobustnessPlan, measure_robustness, plan_robustness
+from edgec.runners import reference_runner
 from edgec.scrutiny import Scrutiny, check_asked, examine, scrutiny_from
 from edgec.shapes import input_specs
 

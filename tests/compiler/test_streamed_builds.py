@@ -19,6 +19,7 @@ import edgec
 import edgec_runtime
 from edgec.cli import main
 from edgec.errors import SourceError
+from edgec.inspect_bundle import inspect_bundle
 from edgec.passes.execution import sqnr_db
 from edgec_runtime.state import StatePair
 
@@ -92,6 +93,8 @@ def test_the_bundle_of_an_int8_lstm_states_and_keeps_its_state(
         StatePair("c0", "cn", "float32", SHAPE),
     )
     assert "com.microsoft::DynamicQuantizeLSTM" in model.manifest.ops
+    facts = inspect_bundle(pathlib.Path(built.bundle_path))
+    assert facts["state"] == {"h0": "hn", "c0": "cn"}
     stream = model.stream(batch=3)
     actual = np.stack([stream(x)["y"] for x in STEPS])
     # int8 weights and inputs leave some 40 dB, in the last steps as in the first
