@@ -55,7 +55,7 @@ def least_clip_error(weight: Array, scale: Array, power: Array, greatest: int) -
 
 
 def _nearest(exact: Array, greatest: int) -> Array:
-    return np.asarray(np.clip(np.rint(exact), -greatest, greatest))
+    return np.asarray(np.minimum(np.maximum(np.rint(exact), -greatest), greatest))
 
 
 def sums_kept(exact: Array) -> Array:
