@@ -6,7 +6,7 @@ What is judged besides the mean is settled on the data here, before the passes r
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
