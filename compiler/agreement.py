@@ -81,7 +81,7 @@ class AgreementRule:
     def of_bundle(cls, manifest: Manifest) -> AgreementRule:
         """The rule that a bundle was judged by when it was built; CLOSE if it says none."""
         words = manifest.results.get("agreement_rule")
-        floats = [v.name for v in manifest.graphs["main"].outputs if v.dtype.startswith("float")]
+        floats = [v.name for v in manifest.outputs if v.dtype.startswith("float")]
         if words == Same.NEXT_TOKEN and LOGITS in floats:
             return cls(Same.NEXT_TOKEN, LOGITS)
         for same in (Same.ARGMAX, Same.DECISIONS):

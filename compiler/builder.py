@@ -18,10 +18,11 @@ from edgec import recipe as recipes
 from edgec.build_report import report_of, results_of, with_latency
 from edgec.cache import user_cache
 from edgec.coverage import measure_coverage
+from edgec.cut import cut
 from edgec.data import labels_of
 from edgec.devices.after_build import devices_to_verify_on, verify_built
 from edgec.drift import judge_stream
-from edgec.emit import check_model, emit, lay_out, make_manifest, save_reference
+from edgec.emit import check_model, emit, lay_out, lay_out_roles, make_manifest, save_reference
 from edgec.export import Exported, check_parity, export
 from edgec.golden import make_golden, restore_golden
 from edgec.hunt import Found
@@ -200,14 +201,15 @@ def build(
 
     with staging(places) as folder:
         file = folder / places.bundle.name
-        layout = lay_out(final)
+        parts = cut(final)
+        layout = lay_out_roles(parts)
         golden = (
             restore_golden(locked.golden, f"lock file {lock}")
             if locked is not None
             else make_golden(final, device, inputs.checks[0], layout.size_bytes, seed)
         )
         manifest = make_manifest(
-            final,
+            parts,
             given,
             device,
             language=exported.language,

@@ -3,7 +3,8 @@
 DATA is a directory of ``.npz`` files (one feed each, keyed by input name), one ``.npz``
 whose arrays have a leading sample dimension, an ``.npy`` for a model with one input, or a
 function that yields feeds. Keys that are no inputs of the model are labels. For a language model
-``input_ids`` are enough (``edgec.decoder``), and a ``.txt`` is cut into windows of tokens
+``input_ids`` are enough (``edgec.decoder``), for one with an encoder what the encoder reads and
+``decoder_input_ids``, and a ``.txt`` is cut into windows of tokens
 (``edgec.token_windows``).
 """
 
@@ -22,7 +23,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from edgec.decoder import IDS, PAST, completed, is_decoder
+from edgec.decoder import DECODER_IDS, IDS, MASK, PAST, completed, encoder_inputs, is_decoder
 from edgec.entrypoint import describe_failure, load_function, repeatable_items
 from edgec.errors import DataError
 from edgec.rows import open_rows
@@ -284,7 +285,10 @@ def _sort_out(item: Mapping[str, Any], inputs: tuple[InputSpec, ...], where: str
 
 def _essential(names: Sequence[str]) -> Sequence[str]:
     """The inputs that data must have: of a language model the rest follows from the ids."""
-    return [IDS] if is_decoder(names) else names
+    if not is_decoder(names):
+        return names
+    read = [name for name in encoder_inputs(names) if name != MASK]
+    return [*read, DECODER_IDS] if read else [IDS]
 
 
 def _named(item: Mapping[str, T], names: Sequence[str]) -> Mapping[str, T]:

@@ -23,20 +23,30 @@ from edgec.targets import Target
 from edgec_runtime import bundle as format_
 from edgec_runtime import manifest as parts
 from edgec_runtime.adapters import SLOT
+from edgec_runtime.generation import ENCODER, MAIN
 from edgec_runtime.state import StatePair
 
 _INLINE_BYTES = 1024  # tensors below stay in the graph
 _MANIFEST_BYTES = 4096  # about; with the container's directory
 _PROTOBUF_LIMIT = 1_500_000_000
+_FILES = {MAIN: "graph.onnx", ENCODER: "encoder.onnx"}
 _FOREIGN = "ai.onnxruntime.standard"  # stands in for operators that ONNX has no schema of
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A model in two pieces: the graph's bytes and the tensors of weights.bin, in order."""
+    """Models in two pieces: the bytes of each graph by role, and the tensors of weights.bin.
 
-    graph: bytes
+    A tensor that several graphs or initializers share is there once.
+    """
+
+    graphs: Mapping[str, bytes]
     tensors: tuple[ir.TensorProtocol, ...]
+
+    @property
+    def graph(self) -> bytes:
+        """The bytes of the graph main."""
+        return self.graphs[MAIN]
 
     def chunks(self) -> Iterator[bytes]:
         """The bytes of every tensor, one in memory at a time."""
@@ -45,12 +55,13 @@ class Layout:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of graph and tensors, without padding."""
-        return len(self.graph) + sum(tensor.nbytes for tensor in self.tensors)
+        """Bytes of graphs and tensors, without padding."""
+        graphs = sum(len(graph) for graph in self.graphs.values())
+        return graphs + sum(tensor.nbytes for tensor in self.tensors)
 
     def digest(self) -> str:
-        """sha256 over graph and tensors."""
-        digest = hashlib.sha256(self.graph)
+        """sha256 over graphs and tensors."""
+        digest = hashlib.sha256(b"".join(self.graphs.values()))
         for chunk in self.chunks():
             digest.update(chunk)
         return digest.hexdigest()
@@ -58,33 +69,51 @@ class Layout:
 
 def lay_out(model: ir.Model) -> Layout:
     """Separate the large tensors from the graph; the model itself is not changed."""
-    clone = model.clone()
-    _open_slots(clone)
-    large: list[ir.Value] = []
-    for graph in clone.graphs():
-        for value in graph.initializers.values():
-            tensor = value.const_value
-            if tensor is None:
-                raise ExportError(f"initializer '{value.name}' has no data")
-            if tensor.nbytes >= _INLINE_BYTES and tensor.dtype != ir.DataType.STRING:
-                large.append(value)
-    tensors = tuple(value.const_value for value in large if value.const_value is not None)
-    offsets = format_.weight_offsets(tensor.nbytes for tensor in tensors)
-    for value, tensor, offset in zip(large, tensors, offsets, strict=True):
+    return lay_out_roles({MAIN: model})
+
+
+def lay_out_roles(models: Mapping[str, ir.Model]) -> Layout:
+    """Separate the large tensors from the graphs, by role; the models are not changed."""
+    clones = {role: model.clone() for role, model in models.items()}
+    large: list[tuple[ir.Value, ir.TensorProtocol]] = []
+    for clone in clones.values():
+        _open_slots(clone)
+        large += _large_tensors(clone)
+    unique = {id(tensor): tensor for _, tensor in large}
+    offsets = format_.weight_offsets(tensor.nbytes for tensor in unique.values())
+    places = dict(zip(unique, offsets, strict=True))
+    for value, tensor in large:
         value.const_value = ir.ExternalTensor(
             location=format_.LOCATION,
-            offset=format_.WEIGHTS_OFFSET + offset,
+            offset=format_.WEIGHTS_OFFSET + places[id(tensor)],
             length=tensor.nbytes,
             dtype=tensor.dtype,
             shape=tensor.shape,  # type: ignore[arg-type]
             name=str(value.name),
         )
-    return Layout(ir.to_proto(clone).SerializeToString(deterministic=True), tensors)
+    graphs = {
+        role: ir.to_proto(clone).SerializeToString(deterministic=True)
+        for role, clone in clones.items()
+    }
+    return Layout(graphs, tuple(unique.values()))
 
 
 def bundle_size_bytes(model: ir.Model) -> int:
     """About how large the bundle of a model is: without the golden sample and padding."""
     return format_.WEIGHTS_OFFSET + _MANIFEST_BYTES + lay_out(model).size_bytes
+
+
+def _large_tensors(model: ir.Model) -> list[tuple[ir.Value, ir.TensorProtocol]]:
+    """The initializers that go to weights.bin. Raises ExportError for one without data."""
+    large = []
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is None:
+                raise ExportError(f"initializer '{value.name}' has no data")
+            if tensor.nbytes >= _INLINE_BYTES and tensor.dtype != ir.DataType.STRING:
+                large.append((value, tensor))
+    return large
 
 
 def _open_slots(model: ir.Model) -> None:
@@ -103,14 +132,12 @@ def emit(
 ) -> parts.Manifest:
     """Write the bundle; ``files`` are the golden sample, a tokenizer and other entries."""
     weights = format_.weight_chunks(layout.chunks())
-    graph_file = manifest.graphs["main"].file
-    return format_.write_bundle(
-        path, manifest, weights=weights, files={graph_file: layout.graph, **files}
-    )
+    graphs = {manifest.graphs[role].file: data for role, data in layout.graphs.items()}
+    return format_.write_bundle(path, manifest, weights=weights, files={**graphs, **files})
 
 
 def make_manifest(
-    model: ir.Model,
+    models: Mapping[str, ir.Model],
     source: Source,
     target: Target,
     *,
@@ -121,18 +148,19 @@ def make_manifest(
 ) -> parts.Manifest:
     """The manifest of a bundle before its golden sample and results are known.
 
-    language: of a language model. state: input -> output of a recurrent one.
+    models: by role. language: of a language model. state: input -> output of a recurrent one.
     """
-    graph, session = graph_entry(model), target.session
+    graphs = {role: graph_entry(model, _FILES[role]) for role, model in models.items()}
+    graph, session = graphs[MAIN], target.session
     return parts.Manifest(
         name=source.name,
         version=version,
         edgec=edgec.__version__,
         target=parts.Target(target.name, target.arch, target.os, target.features),
         onnxruntime=target.onnxruntime,
-        opset=model.opset_imports.get("", 1),
-        ops=operators(model),
-        graphs={"main": graph},
+        opset=models[MAIN].opset_imports.get("", 1),
+        ops=tuple(sorted({op for model in models.values() for op in operators(model)})),
+        graphs=graphs,
         session=parts.Session(
             threads=session.threads,
             providers=session.providers,
@@ -149,10 +177,10 @@ def make_manifest(
     )
 
 
-def graph_entry(model: ir.Model) -> parts.Graph:
-    """What a manifest says about the bundle's graph: its file and signature."""
+def graph_entry(model: ir.Model, file: str = "graph.onnx") -> parts.Graph:
+    """What a manifest says about a graph: its file in the bundle and its signature."""
     return parts.Graph(
-        file="graph.onnx",
+        file=file,
         inputs=tuple(_value(v) for v in model.graph.inputs),
         outputs=tuple(_value(v) for v in model.graph.outputs),
     )

@@ -20,6 +20,8 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
+from edgec.cut import cut, run_parts
+from edgec.decoder import encoder_inputs, input_names
 from edgec.decoder_parity import check_decoding
 from edgec.entrypoint import describe_failure, repeatable
 from edgec.errors import EdgecError, ExportError, SourceError
@@ -90,8 +92,9 @@ def export(source: Source, target: Target) -> Exported:
 def check_parity(exported: Exported, samples: Iterable[Feeds], limit: int = 4) -> Parity | None:
     """The reference's outputs against the source's on up to ``limit`` real inputs.
 
-    A language model is followed token by token besides (``edgec.decoder_parity``). Returns None
-    if the source is itself an ONNX file. Raises ExportError below ``MIN_PARITY_DB`` and names
+    A language model is followed token by token besides (``edgec.decoder_parity``), one with an
+    encoder in the two graphs that the bundle will hold. Returns None if the source is itself an
+    ONNX file. Raises ExportError below ``MIN_PARITY_DB`` and names
     the first diverging node.
     """
     if exported.eager is None:
@@ -126,10 +129,14 @@ def check_parity(exported: Exported, samples: Iterable[Feeds], limit: int = 4) -
                     f"at least {MIN_PARITY_DB:.0f} expected)"
                 )
     if exported.language is not None:
+        encodes = bool(encoder_inputs(input_names(exported.model)))
         decoded = check_decoding(
-            lambda feeds: dict(zip(names, run_feeds(session, feeds), strict=True)),
+            run_parts(cut(exported.model))
+            if encodes
+            else lambda feeds: dict(zip(names, run_feeds(session, feeds), strict=True)),
             exported.eager,
             input_specs(exported.model),
+            examples=exported.examples if encodes else (),
             vocabulary=exported.language.vocabulary,
             context_length=exported.language.generation.context_length,
             min_db=MIN_PARITY_DB,

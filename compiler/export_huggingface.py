@@ -2,8 +2,8 @@
 
 optimum picks the task from the configuration and knows the inputs of every architecture.
 Nothing is downloaded. A causal language model becomes one graph, a decoder with past that takes
-prompts with an empty cache; tokenizer and chat template are read with it. A model that needs
-several graphs (encoder and decoder) is refused.
+prompts with an empty cache; tokenizer and chat template are read with it. So does an
+encoder-decoder, which torch traces (``edgec.export_encoder_decoder``).
 """
 
 from __future__ import annotations
@@ -21,12 +21,19 @@ from edgec.decoder import is_decoder_graph
 from edgec.errors import ExportError, SourceError
 from edgec.export import Exported, _cause, _quiet
 from edgec.export_decoder import decoder_examples, eager_decoder, share_tables
+from edgec.export_encoder_decoder import (
+    eager_encoder_decoder,
+    encoder_decoder_examples,
+    encoder_feeds,
+    trace,
+)
 from edgec.language import Text, make_language, read_text
 from edgec.shapes import input_specs
 from edgec.targets import Target
 
 _EXPORT_OPSET = 18  # what optimum's exporter supports for every architecture
 _GENERATION, _WITH_PAST = "text-generation", "text-generation-with-past"
+_ENCODER_DECODER = ("text2text-generation", "automatic-speech-recognition")
 
 
 def export_directory(path: pathlib.Path, target: Target) -> Exported:
@@ -37,10 +44,10 @@ def export_directory(path: pathlib.Path, target: Target) -> Exported:
             from optimum.exporters.onnx import onnx_export_from_model
             from optimum.exporters.tasks import TasksManager
 
-            task = _task(path)
+            task, encodes = _task(path)
         except Exception as error:
             raise _not_loaded(path, error) from error
-        decodes = task == _WITH_PAST
+        decodes = encodes or task == _WITH_PAST
         if decodes and target.static_shapes:  # told before the minutes of an export
             raise ExportError(
                 f"{path}: a decoder's cache grows with every token, and target {target.name} needs "
@@ -57,6 +64,8 @@ def export_directory(path: pathlib.Path, target: Target) -> Exported:
             ).eval()
         except Exception as error:
             raise _not_loaded(path, error) from error
+        if encodes:
+            return _encoder_decoder(path, module, text, target)
         try:
             onnx_export_from_model(
                 module,
@@ -127,17 +136,45 @@ def _decoder(module: Any, model: ir.Model, text: Text) -> Exported:
     return Exported(model, examples, eager, None, findings, language)
 
 
-def _task(path: pathlib.Path) -> str:
-    """The task of the class that config.json names; a bare encoder gives features."""
+def _encoder_decoder(path: pathlib.Path, module: Any, text: Text, target: Target) -> Exported:
+    """The reference of an encoder-decoder, with what makes it speak."""
+    encoder_feeds(module, 1, 1)  # refuses a model that reads something else
+    module.set_attn_implementation("eager")
+    try:
+        model = trace(module, target.opset)
+    except Exception as error:
+        raise ExportError(f"{path}: torch cannot trace it: {_cause(error)}") from error
+    shared = share_tables(model)
+    language = make_language(text, module, model)
+    eager = eager_encoder_decoder(module)
+    examples = encoder_decoder_examples(
+        module, eager, input_specs(model), vocabulary=language.vocabulary
+    )
+    findings = (
+        "the bundle holds two graphs: the encoder, which runs once for a prompt, and the decoder "
+        "with its cache; latencies are of the encoder and one step together",
+        *language.findings,
+    )
+    if shared:
+        findings += ("the output layer shares the embedding table, which is stored once",)
+    return Exported(model, examples, eager, None, findings, language)
+
+
+def _task(path: pathlib.Path) -> tuple[str, bool]:
+    """The task of the class that config.json names, and whether it is an encoder-decoder's.
+
+    A bare encoder gives features.
+    """
     import transformers
     from optimum.exporters.tasks import TasksManager
 
     config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
     architecture = getattr(transformers, (config.architectures or [""])[0], None)
     if architecture is None:
-        return "feature-extraction"
+        return "feature-extraction", False
     task = str(TasksManager.infer_task_from_model(architecture))
-    return _WITH_PAST if task == _GENERATION else task
+    encodes = bool(config.is_encoder_decoder) and task in _ENCODER_DECODER
+    return _WITH_PAST if task == _GENERATION else task, encodes
 
 
 def _dummy_feeds(module: Any, task: str, model: ir.Model) -> dict[str, np.ndarray[Any, Any]]:

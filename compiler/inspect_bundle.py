@@ -13,7 +13,6 @@ def inspect_bundle(path: pathlib.Path) -> dict[str, Any]:
     """Signature, target, operators, entries and results of a bundle; nothing is run."""
     bundle = read_bundle(path)
     manifest = bundle.manifest
-    graph = manifest.graphs["main"]
     return {
         "name": manifest.name,
         "version": manifest.version,
@@ -29,8 +28,8 @@ def inspect_bundle(path: pathlib.Path) -> dict[str, Any]:
         },
         "onnxruntime": manifest.onnxruntime,
         "opset": manifest.opset,
-        "inputs": [_value(value) for value in graph.inputs],
-        "outputs": [_value(value) for value in graph.outputs],
+        "inputs": [_value(value) for value in manifest.inputs],
+        "outputs": [_value(value) for value in manifest.outputs],
         "session": {
             "threads": manifest.session.threads,
             "providers": list(manifest.session.providers),

@@ -18,8 +18,19 @@ from typing import Any
 
 import onnx_ir as ir
 
-from edgec.decoder import IDS, LOGITS, MASK, PAST, POSITIONS, present_name
+from edgec.decoder import (
+    DECODER_IDS,
+    IDS,
+    LOGITS,
+    MASK,
+    PAST,
+    POSITIONS,
+    encoder_inputs,
+    input_names,
+    present_name,
+)
 from edgec.errors import ExportError, SourceError
+from edgec.language_encoder import context_length, encoder_section
 from edgec.token_windows import Encode
 from edgec_runtime.bundle import Bundle
 from edgec_runtime.generation import CachePair, Generation, Sampling
@@ -70,15 +81,19 @@ def make_language(text: Text, module: Any, model: ir.Model) -> Language:
         )
     pad = _ids(_first(stated, "pad_token_id", text.ids.get("pad"))) or eos or (0,)
     bos = _ids(_first(stated, "bos_token_id", text.ids.get("bos")))
-    context = getattr(module.config, "max_position_embeddings", None)
+    context = context_length(module.config)
     if not context:
         findings.append(
             f"config.json states no context length; {_CONTEXT_LENGTH} tokens are assumed"
         )
-    inputs = [str(value.name) for value in model.graph.inputs]
+    inputs, vocabulary, encoder = input_names(model), _vocabulary(model), None
+    read = encoder_inputs(inputs)
+    if read:
+        encoder, found = encoder_section(module, read, vocabulary)
+        findings += found
     generation = Generation(
-        ids=IDS,
-        mask=MASK,
+        ids=DECODER_IDS if read else IDS,
+        mask=None if read else MASK,
         positions=POSITIONS if POSITIONS in inputs else None,
         logits=LOGITS,
         pairs=tuple(CachePair(n, present_name(n)) for n in inputs if n.startswith(PAST)),
@@ -86,22 +101,24 @@ def make_language(text: Text, module: Any, model: ir.Model) -> Language:
         eos=eos,
         pad=pad[0],
         bos=bos[0] if bos else None,
-        context_length=int(context or _CONTEXT_LENGTH),
+        context_length=context or _CONTEXT_LENGTH,
         sampling=_sampling(module.generation_config),
         tokenizer=_TOKENIZER if text.tokenizer is not None else None,
         chat_template=_TEMPLATE if text.template is not None else None,
         special_tokens=dict(text.special),
+        encoder=encoder,
     )
     contents = {_TOKENIZER: text.tokenizer, _TEMPLATE: text.template}
     files = {name: content.encode() for name, content in contents.items() if content is not None}
-    encode = encoder_of(text.tokenizer) if text.tokenizer is not None else None
-    return Language(generation, files, _vocabulary(model), encode, tuple(findings))
+    # a text alone is no data for a model with an encoder, which needs answers, too
+    encode = None if text.tokenizer is None or read else encoder_of(text.tokenizer)
+    return Language(generation, files, vocabulary, encode, tuple(findings))
 
 
 def bundle_encoder(bundle: Bundle) -> Encode | None:
-    """Text -> ids of the tokenizer in a bundle; None where there is none."""
+    """Text -> ids of the tokenizer in a bundle; None where a text is no data for it."""
     generation = bundle.manifest.generation
-    if generation is None or generation.tokenizer is None:
+    if generation is None or generation.tokenizer is None or generation.encoder is not None:
         return None
     return encoder_of(bundle.read(generation.tokenizer).decode("utf-8"))
 

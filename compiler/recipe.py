@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 
-from edgec.decoder import is_decoder_graph
+from edgec.decoder import encoder_inputs, input_names, is_decoder_graph
 from edgec.errors import RecipeError, suggestion
 from edgec.passes import PASSES, Pass, Stage
 from edgec.targets import Target
@@ -161,12 +161,13 @@ def missed_without_data(target: Target, model: ir.Model) -> str:
 def model_kind(model: ir.Model) -> ModelKind:
     """What most of the weight bytes serve: convolutions, matrix products or recurrences.
 
-    A decoder with past is a kind of its own: its steps read every weight for one token.
+    A decoder with past is a kind of its own: its steps read every weight for one token. With an
+    encoder, which reads hundreds of positions at once, it is a transformer.
     Recurrences decide from a third of the bytes: they carry the noise of integer layers in
     front of them from step to step (silero-vad: mean absolute error .024 with static int8,
     .001 with ranges taken at run time).
     """
-    if is_decoder_graph(model):
+    if is_decoder_graph(model) and not encoder_inputs(input_names(model)):
         return "decoder"
     shares = {"convolutional": 0, "transformer": 0, "recurrent": 0}
     kinds = {

@@ -83,7 +83,7 @@ def bundle_input_specs(manifest: Manifest) -> tuple[InputSpec, ...]:
             _dtype(value),
             tuple(d if isinstance(d, int) else None for d in value.shape),
         )
-        for value in manifest.graphs["main"].inputs
+        for value in manifest.inputs
     )
 
 
@@ -100,14 +100,12 @@ def _dtype(value: Value) -> np.dtype[Any]:
 def _same_signature(
     path: pathlib.Path, inputs: Sequence[str], outputs: Sequence[str], like: Manifest
 ) -> None:
-    graph = like.graphs["main"]
-
     def names(values: Sequence[Value]) -> list[str]:
         return [value.name for value in values]
 
-    if sorted(inputs) != sorted(names(graph.inputs)) or set(outputs) != set(names(graph.outputs)):
+    if sorted(inputs) != sorted(names(like.inputs)) or set(outputs) != set(names(like.outputs)):
         raise SourceError(
             f"{path}: its inputs and outputs ({', '.join(inputs)} -> {', '.join(outputs)}) are not "
-            f"the bundle's ({', '.join(names(graph.inputs))} -> "
-            f"{', '.join(names(graph.outputs))}); give the model that the bundle was built from"
+            f"the bundle's ({', '.join(names(like.inputs))} -> "
+            f"{', '.join(names(like.outputs))}); give the model that the bundle was built from"
         )

@@ -17,11 +17,17 @@ Array = np.ndarray[Any, Any]
 
 INPUT = "attention_mask"
 
+_ANSWER = "decoder_input_ids"  # ids of the answer of an encoder-decoder
+
 
 def shown_positions(feeds: Mapping[str, Array]) -> Array | None:
-    """bool [batch, sequence], True where a position counts; None if all or none do."""
+    """bool [batch, sequence], True where a position counts; None if all or none do.
+
+    None for an encoder-decoder as well: its mask is of what the encoder reads, its outputs are of
+    another sequence.
+    """
     mask = feeds.get(INPUT)
-    if mask is None or mask.ndim != 2 or mask.dtype.kind not in "biuf":
+    if mask is None or _ANSWER in feeds or mask.ndim != 2 or mask.dtype.kind not in "biuf":
         return None
     shown = mask > 0
     return shown if shown.any() and not shown.all() else None

@@ -31,7 +31,7 @@ def save_language_model(
     import transformers
 
     torch.manual_seed(0)
-    trained = _tokenizer()
+    trained = make_tokenizer()
     ids = {"bos_token_id": trained.bos_token_id, "eos_token_id": trained.eos_token_id}
     shared = {"vocab_size": len(trained), "tie_word_embeddings": True, "pad_token_id": 0, **ids}
     if kind == "llama":
@@ -63,7 +63,7 @@ def save_language_model(
     return model
 
 
-def _tokenizer() -> Any:
+def make_tokenizer() -> Any:
     """Byte-level pairs, trained on a sentence or two."""
     import tokenizers
     import transformers
