@@ -48,7 +48,7 @@ def check_decoding(
     tokens = max(min(10, context_length // 2), 2)
     worst_db, worst_error, count = 200.0, 0.0, 0
     for what, shown, encoded in _prompts(tokens, examples):
-        ids = random.integers(0, vocabulary, shown.shape)
+        ids = np.asarray(random.integers(0, vocabulary, shown.shape))
         mine = theirs = first_feeds(specs, ids, shown, encoded)
         judged = shown > 0
         for step in range(min(STEPS, context_length - tokens) + 1):
