@@ -1,4 +1,4 @@
-"""An encoder-decoder of transformers (T5, BART, Whisper) -> one graph of encoder and decoder.
+"""An encoder-decoder of transformers (T5, Whisper) -> one graph of encoder and decoder.
 
 The transformers model is called once with what the encoder reads, the ids of the answer and the
 cache of the decoder's own attention, and traced by torch.export; keys and values of the
@@ -11,7 +11,8 @@ own. Its examples are a step with a past, a prompt, and a step of a batch of two
 is padded.
 
 Left out on purpose: models whose encoder reads something else than token ids or Whisper's
-features, and whose decoder is another model of its own (VisionEncoderDecoder).
+features, those that optimum takes for fillers of masks (BART), and decoders that are models of their
+own (VisionEncoderDecoder).
 """
 
 from __future__ import annotations
