@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import pathlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -18,12 +18,13 @@ import edgec
 from edgec.errors import ExportError
 from edgec.language import Language
 from edgec.passes.execution import graph_bytes, weights_size_bytes
+from edgec.passes.lower_decoder import can_share_cache
 from edgec.source import Source
 from edgec.targets import Target
 from edgec_runtime import bundle as format_
 from edgec_runtime import manifest as parts
 from edgec_runtime.adapters import SLOT
-from edgec_runtime.generation import ENCODER, MAIN
+from edgec_runtime.generation import ENCODER, MAIN, Generation
 from edgec_runtime.state import StatePair
 
 _INLINE_BYTES = 1024  # tensors below stay in the graph
@@ -171,10 +172,16 @@ def make_manifest(
         ),
         image=_image(source, graph),
         labels=source.labels,
-        generation=language.generation if language is not None else None,
+        generation=None if language is None else _generation(language, models[MAIN]),
         state=_state(graph, state) if state else None,
         provenance=provenance,
     )
+
+
+def _generation(language: Language, model: ir.Model) -> Generation:
+    """How the decoder ``model`` is spoken to, with the kind of cache that its kernels allow."""
+    shared = can_share_cache(model)
+    return replace(language.generation, cache="shared" if shared else "growing")
 
 
 def graph_entry(model: ir.Model, file: str = "graph.onnx") -> parts.Graph:

@@ -125,7 +125,7 @@ def _output_axis(node: ir.Node) -> int:
     """Of the weight: the axis of the output channels."""
     if is_op(node, "Conv"):
         return 0
-    return 0 if is_op(node, "Gemm") and node.attributes.get_int("transB", 0) else 1
+    return 0 if is_op(node, "Gemm") and node.attributes.get_int("transB", 0) == 1 else 1
 
 
 def _total(node: ir.Node) -> str:

@@ -164,7 +164,7 @@ def test_the_bundle_carries_what_it_takes_to_speak(built: Built) -> None:
     generation = bundle.manifest.generation
     assert generation is not None
     assert (generation.pad, generation.bos, generation.eos) == (0, 1, (2,))
-    assert generation.context_length == 512 and generation.cache == "growing"
+    assert generation.context_length == 512
     assert generation.sampling.temperature == 0
     assert [pair.past for pair in generation.pairs][:2] == [
         "past_key_values.0.key",
@@ -180,6 +180,21 @@ def _transformers_ids(directory: pathlib.Path, text: str) -> list[int]:
     from transformers import AutoTokenizer
 
     return list(AutoTokenizer.from_pretrained(directory)(text).input_ids)
+
+
+def test_the_cache_is_one_buffer_where_the_kernel_alone_reads_it(
+    built: Built, tmp_path: pathlib.Path
+) -> None:
+    fused = read_bundle(built.report.bundle_path).manifest
+    assert "com.microsoft::GroupQueryAttention" in fused.ops
+    assert fused.generation is not None and fused.generation.cache == "shared"
+    plain = build(built.directory, tmp_path / "plain.edgec", recipe="cleanup")
+    generation = read_bundle(plain.bundle_path).manifest.generation
+    assert generation is not None and generation.cache == "growing"
+    whole = [edgec_runtime.memory_needed(r.bundle_path, 64).cache for r in (built.report, plain)]
+    assert whole[1] == 2 * whole[0]
+    answers = [edgec_runtime.load(r.bundle_path).generate([7, 9]) for r in (built.report, plain)]
+    assert answers[0].tokens == answers[1].tokens
 
 
 def test_sampling_is_what_generation_config_states(
