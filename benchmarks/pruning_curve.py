@@ -53,7 +53,7 @@ _MARKS = dict(zip(FORMS, "xosD", strict=True))
 
 @dataclass(frozen=True)
 class Row:
-    """One model. ratio: share of the units that went. score, drop: in the task's unit.
+    """One model. ratio: the share that was asked for, of the units or of the latency. score, drop: in the task's unit.
 
     speed: CPU time of the dense float32 model over its own. over_dense: of the dense model in the
     same form over its own.
@@ -137,8 +137,7 @@ def kept_forms(task: Task, ratio: float, work: pathlib.Path) -> dict[str, ir.Mod
     folder = folder_of(task, ratio, work)
     told = folder / "recipe.txt"
     if told.is_file() and told.read_text() == repr(recipe):
-        paths = {form: folder / f"{form}.onnx" for form in FORMS}
-        return {form: ir.load(path) for form, path in paths.items() if path.is_file()}
+        return {form: ir.load(folder / f"{form}.onnx") for form, _ in recipe if form}
     made = forms(task, recipe, f"{task.name} {ratio:g}")
     folder.mkdir(parents=True, exist_ok=True)
     for form, model in made.items():
@@ -202,7 +201,7 @@ def table(task: Task, rows: list[Row]) -> str:
     """The rows as Markdown, and which are slower than their dense parent."""
     lines = [
         f"{task.name}: {task.measure}",
-        "| units cut | form | score | drop | MB | speed, dense float32 = 1 | same form = 1 |",
+        "| share cut | form | score | drop | MB | speed, dense float32 = 1 | same form = 1 |",
         "|---" * 7 + "|",
     ]
     for row in rows:

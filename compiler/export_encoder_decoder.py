@@ -11,8 +11,8 @@ own. Its examples are a step with a past, a prompt, and a step of a batch of two
 is padded.
 
 Left out on purpose: models whose encoder reads something else than token ids or Whisper's
-features, those that optimum takes for fillers of masks (BART), and decoders that are models of their
-own (VisionEncoderDecoder).
+features, those that optimum takes for fillers of masks (BART), and decoders that are models of
+their own (VisionEncoderDecoder).
 """
 
 from __future__ import annotations

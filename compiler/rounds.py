@@ -47,11 +47,13 @@ def in_rounds(passes: Sequence[Pass]) -> tuple[Pass, ...]:
 
 def without_training(passes: Sequence[Pass]) -> tuple[Pass, ...]:
     """What a recipe does to the shapes: its trainings left out, each pruning in one round."""
-    return tuple(
-        replace(p, rounds=1) if isinstance(p, (PruneMagnitude, PruneStructured)) else p
-        for p in passes
-        if p.stage is not Stage.TRAIN
-    )
+    return tuple(_shaping(p) for p in passes if p.stage is not Stage.TRAIN)
+
+
+def _shaping(pass_: Pass) -> Pass:
+    if isinstance(pass_, PruneStructured):
+        return replace(pass_, rounds=1, refit=False)
+    return replace(pass_, rounds=1) if isinstance(pass_, PruneMagnitude) else pass_
 
 
 def _of_round(pass_: PruneMagnitude | PruneStructured, number: int) -> Pass:

@@ -108,8 +108,15 @@ def _patches(
     count: int,
     rng: np.random.Generator,
 ) -> Array:
-    """Patches [groups, rows, n] of one input [channels, *spatial] of a Conv."""
-    spatial = item.shape[1:]
+    """About ``count`` patches [groups, rows, n] of one input [channels, *spatial] of a Conv."""
+    total = math.prod(_steps(node, kernel, item.shape[1:])[1])
+    return patches_at(node, kernel, item, _positions(total, count, rng))
+
+
+def _steps(
+    node: ir.Node, kernel: tuple[int, ...], spatial: tuple[int, ...]
+) -> tuple[list[int], list[int], list[int], list[tuple[int, int]]]:
+    """Strides, spatial shape of the output, dilations and pads of a Conv."""
     strides = _ints(node, "strides", [1] * len(kernel))
     dilations = _ints(node, "dilations", [1] * len(kernel))
     pads = _pads(node, spatial, kernel, strides, dilations)
@@ -118,7 +125,17 @@ def _patches(
         (size + sum(pad) - r) // stride + 1
         for size, pad, r, stride in zip(spatial, pads, reach, strides, strict=True)
     ]
-    chosen = np.unravel_index(_positions(math.prod(output), count, rng), output)
+    return strides, output, dilations, pads
+
+
+def patches_at(node: ir.Node, kernel: tuple[int, ...], item: Array, places: Array) -> Array:
+    """Patches [groups, rows, n] of one input [channels, *spatial] of a Conv.
+
+    places: positions of its output, counted in row-major order.
+    """
+    spatial = item.shape[1:]
+    strides, output, dilations, pads = _steps(node, kernel, spatial)
+    chosen = np.unravel_index(places, output)
     flat = np.zeros((len(chosen[0]), *[1] * len(kernel)), np.intp)
     inside: Array = np.ones(flat.shape, bool)
     for axis, size in enumerate(spatial):

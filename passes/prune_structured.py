@@ -7,12 +7,12 @@ which group stay) is the pass's decisions: it can be read, and replayed on a ret
 the same architecture.
 
 Shares are counted against the reference, so that a second run has nothing left to do, and a
-later one with a larger ratio goes on. The weights are left as they are; ``recover`` trains them.
+later one with a larger ratio goes on. The weights that stay are as they were, unless ``refit`` fits
+them; ``recover`` trains them.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +37,6 @@ from edgec_runtime.errors import suggestion
 Ranking = Literal["local", "global", "isomorphic", "latency"]
 Importance = Literal[FromWeights, Measured]
 
-_REFITTED = 256  # samples, at most
 OUTCOMES = "--min-speedup, --max-latency-ms, --max-size-mb or --max-drop"
 
 
@@ -66,7 +65,7 @@ class PruneStructured:
     costs: Costs = "auto"
     mixed: bool = False  # also cut what a norm takes its mean over: the units left change, too
     skip: tuple[str, ...] = ()  # names of nodes whose outputs stay
-    refit: bool = False  # fit the layers behind a cut to what they gave before, on 256 samples
+    refit: bool = False  # fit the layers behind a cut to what they gave before it
     rounds: int = 1  # of this pass and the training behind it, the ratio rising
 
     def __post_init__(self) -> None:
@@ -97,11 +96,16 @@ class PruneStructured:
                     raise PassError(f"prune-structured: {field} has no '{word}'{near}")
 
     def run(self, model: ir.Model, context: Context) -> Result:
-        """Cut; ``changed`` counts the weight tensors that became smaller."""
+        """Cut; ``changed`` counts the tensors that became smaller, or were fitted."""
         if not (self.ratio or context.lock):
             raise PassError(
                 "prune-structured: how much may go? Give a share of the units, as in "
                 f"--set prune-structured.ratio=0.25, or a promise to choose it by: {OUTCOMES}"
+            )
+        if self.refit and "refit" not in context.lock and not context.calibration:
+            raise PassError(
+                "prune-structured: refit needs calibration data: give some hundred typical inputs, "
+                "or leave refit out"
             )
         check_skip(self.name, self.skip, list(model.graph.all_nodes()))
         groups = coupled_groups(model)
@@ -122,16 +126,20 @@ class PruneStructured:
         decisions = plan(cuts)
         changed = remove(model, cuts)
         findings = [_finding(_weights(dense), _weights(model), cuts, units)] if changed else []
+        fitted: Mapping[str, str] = {}
         if self.refit and changed:
-            decisions["refit"] = self._refit(model, dense, cuts, context)
+            fitted, kept_old = self._refit(model, dense, cuts, context)
+            skipped += kept_old
+            decisions["refit"] = dict(fitted)
             findings.append(
-                f"{len(decisions['refit'])} tensors of layers behind a cut are refitted"
+                f"{len(fitted)} tensors of layers behind a cut were fitted to the outputs before"
             )
         if prediction is not None:
             findings += prediction.findings
             if changed:
                 findings.append(held_to_account(prediction, dense, model, context))
-        touched = _touched(model, cuts)
+        changed += len(set(fitted) - _sliced(cuts))
+        touched = _touched(model, _sliced(cuts) | set(fitted))
         return Result(model, changed, tuple(skipped), touched, decisions, tuple(findings))
 
     def _ranked(
@@ -170,21 +178,17 @@ class PruneStructured:
 
     def _refit(
         self, model: ir.Model, dense: ir.Model, cuts: Sequence[Cut], context: Context
-    ) -> Mapping[str, str]:
-        """What fitting the layers behind the cuts changed; a lock's changes, where it has them."""
+    ) -> tuple[Mapping[str, str], tuple[Skip, ...]]:
+        """What fitting the layers behind the cuts changed, or did in a lock; and what stayed."""
         if "refit" in context.lock:
             known: Mapping[str, str] = context.lock["refit"]
             apply_differences(model, known)
-            return known
-        if context.calibration is None or not len(context.calibration):
-            raise PassError(
-                "prune-structured: refit needs calibration data: give some hundred typical inputs, "
-                "or leave refit out"
-            )
+            return known, ()
+        assert context.calibration is not None  # run() has seen to it
         cut = model.clone()
-        samples = list(itertools.islice(context.calibration, _REFITTED))
-        refit(model, dense, cuts, samples, progress=partial(context.progress, "refit"))
-        return differences(cut, model)
+        progress = partial(context.progress, "refit")
+        stayed = refit(model, dense, cuts, context.calibration, progress=progress)
+        return differences(cut, model), stayed
 
     def _predicted(
         self, ranked: Sequence[Ranked], groups: Sequence[Group], model: ir.Model, context: Context
@@ -321,13 +325,17 @@ def _weights(model: ir.Model) -> int:
     return sum(int(tensor.size) for tensor in _initializers(model).values())
 
 
-def _touched(model: ir.Model, cuts: Sequence[Cut]) -> tuple[str, ...]:
-    """Outputs of the nodes that read a smaller weight."""
-    sliced = {part.name for cut in cuts for part in cut.group.slices}
+def _sliced(cuts: Sequence[Cut]) -> set[str]:
+    """Names of the weights that the cuts made smaller."""
+    return {part.name for cut in cuts for part in cut.group.slices}
+
+
+def _touched(model: ir.Model, altered: set[str]) -> tuple[str, ...]:
+    """Outputs of the nodes that read an altered weight."""
     return tuple(
         str(node.outputs[0].name)
         for node in model.graph
-        if any(value is not None and value.name in sliced for value in node.inputs)
+        if any(value is not None and value.name in altered for value in node.inputs)
     )
 
 
