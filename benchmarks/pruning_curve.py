@@ -53,7 +53,9 @@ _MARKS = dict(zip(FORMS, "xosD", strict=True))
 
 @dataclass(frozen=True)
 class Row:
-    """One model. ratio: the share that was asked for, of the units or of the latency. score, drop: in the task's unit.
+    """One model. score, drop: in the task's unit.
+
+    ratio: the share that was asked for, of the units, or of the latency where that ranks.
 
     speed: CPU time of the dense float32 model over its own. over_dense: of the dense model in the
     same form over its own.
