@@ -29,6 +29,8 @@ from edgec.source import load_source
 from edgec.targets import load_target
 from edgec_runtime.bundle import read_bundle
 
+pytestmark = pytest.mark.slow  # each model takes half a minute to export
+
 TEXTS = ([7, 100, 42, 2], [3, 2], [200, 201, 202, 203, 9, 9, 9, 250, 31, 2])
 PROMPTS: dict[str, Any] = {"whisper": tiny.features(3), "t5": list(TEXTS)}
 
@@ -115,7 +117,6 @@ def test_a_batch_answers_as_its_rows_alone_and_as_transformers(built: Built) -> 
     assert [list(a.tokens) for a in together] == tiny.greedy(built.model, given, 20)
 
 
-@pytest.mark.slow
 def test_a_quantized_bundle_answers_too(built: Built, tmp_path: pathlib.Path) -> None:
     """Both graphs go through the passes: their weights are integers."""
     report = build(built.directory, tmp_path / "q", recipe="cleanup,fuse,quantize-dynamic,lower")
@@ -205,7 +206,6 @@ def test_the_bundle_says_how_answers_begin(tmp_path: pathlib.Path, built: Built)
         assert generation.context_length == 64
 
 
-@pytest.mark.slow
 def test_the_same_directory_gives_the_same_bytes(built: Built, tmp_path: pathlib.Path) -> None:
     again = build(built.directory, tmp_path / "model.edgec")
     assert again.bundle_sha256 == built.report.bundle_sha256
