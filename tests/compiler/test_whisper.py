@@ -99,7 +99,7 @@ def test_the_real_model_writes_what_transformers_writes(tmp_path: pathlib.Path) 
         assert list(answer.tokens) == expected and len(expected) > 8
         heard += whisper.errors(whisper.words(str(answer.text)), whisper.words(clip.transcript))
         said += len(whisper.words(clip.transcript))
-    assert heard < 0.15 * said  # 6 % over all clips
+    assert heard < 0.3 * said  # three clips, cut at 40 tokens
     done = subprocess.run(
         [sys.executable, str(EXAMPLE), report.bundle_path, str(clips[0].path)],
         capture_output=True,

@@ -341,4 +341,4 @@ def test_a_fused_network_of_real_weights_loses_less():
     chosen = PruneStructured(ratio=0.125, importance="wanda")
     bare = chosen.run(model.clone(), context).model
     fitted = dataclasses.replace(chosen, refit=True).run(model.clone(), context).model
-    assert output_error(fitted, model, given[24:]) < 0.5 * output_error(bare, model, given[24:])
+    assert output_error(fitted, model, given[24:]) < 0.6 * output_error(bare, model, given[24:])
