@@ -41,7 +41,9 @@ def _windows(c: Call, x: Tensor) -> _Windows:
     kernel = list(c.get("kernel_shape"))
     rank = len(kernel)
     strides, dilations = list(c.get("strides", [1] * rank)), list(c.get("dilations", [1] * rank))
-    begin, end = padding(c, x.shape[2:], kernel, strides, dilations)
+    # ONNX Runtime makes SAME_UPPER and SAME_LOWER of the window as if it were not dilated
+    spread = dilations if c.get("auto_pad", "NOTSET") == "NOTSET" else [1] * rank
+    begin, end = padding(c, x.shape[2:], kernel, strides, spread)
     fill = []
     for i in range(rank):
         size, reach = x.shape[2 + i], (kernel[i] - 1) * dilations[i] + 1

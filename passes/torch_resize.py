@@ -2,8 +2,12 @@
 
 Each output cell is a weighted sum of input cells, and the weights of an axis depend on
 coordinates alone: linear and cubic are a product with a matrix [out, in], nearest is a choice
-of indices. Semantics: the ONNX operator specification of Resize, opset 13 to 19; cubic: Keys
-1981 (doi:10.1109/TASSP.1981.1163711).
+of indices. Semantics: the ONNX operator specification of Resize, opset 13 to 19, and ONNX
+Runtime's where the two differ, since that is what ships; cubic: Keys 1981
+(doi:10.1109/TASSP.1981.1163711).
+
+Left out: half_pixel_symmetric with nearest rounds the other way where a place falls exactly
+between two cells.
 """
 
 from __future__ import annotations
@@ -34,8 +38,8 @@ def _resize(c: Call) -> Tensor:
     mode = c.get("coordinate_transformation_mode", "half_pixel")
     outside = torch.zeros((), dtype=torch.bool)
     for axis in _axes(c):
-        if axis.size == axis.wished and axis.scale == 1 and mode != "tf_crop_and_resize":
-            continue
+        if axis.size == axis.wished and (axis.scale == 1 or c.get("antialias", 0)):
+            continue  # ONNX Runtime looks at neither roi nor scale there
         places = _coordinates(axis, mode)
         x = _along(c, x, axis, places)
         if mode == "tf_crop_and_resize":
@@ -75,24 +79,27 @@ def _axes(c: Call) -> list[_Axis]:
 
 
 def _coordinates(axis: _Axis, mode: str) -> Tensor:
-    """float64 [wished]: where in the input each output cell lies."""
-    size, scale = axis.size, axis.scale
-    length = scale * size
-    y = torch.arange(axis.wished, dtype=torch.float64)
+    """float32 [wished]: where in the input each output cell lies.
+
+    The output is as long as it has cells, also where a scale would make it a fraction longer;
+    float32, as in ONNX Runtime: rounding decides which cell is the nearest.
+    """
+    size, scale, length = axis.size, torch.tensor(axis.scale, dtype=torch.float32), axis.wished
+    y = torch.arange(length, dtype=torch.float32)
     if mode == "align_corners":
         return y * 0 if length == 1 else y * (size - 1) / (length - 1)
     if mode == "asymmetric":
         return y / scale
     if mode == "tf_crop_and_resize":
-        start, end = axis.roi
+        start, end = (torch.tensor(share, dtype=torch.float32) for share in axis.roi)
         if length == 1:
-            return y * 0 + (start + end) * (size - 1) / 2
-        return y * (end - start) * (size - 1) / (length - 1) + start * (size - 1)
+            return y * 0 + 0.5 * (start + end) * (size - 1)
+        return start * (size - 1) + y * (end - start) * (size - 1) / (length - 1)
     if mode == "pytorch_half_pixel" and length == 1:
-        return y * 0 - 0.5
-    shift = 0.0
+        return y * 0
+    shift = torch.zeros(())
     if mode == "half_pixel_symmetric":
-        shift = size / 2 * (1 - axis.wished / length)
+        shift = size / 2 * (1 - length / (scale * size))
     return shift + (y + 0.5) / scale - 0.5
 
 

@@ -8,7 +8,10 @@ from edgec.passes.torch_graph import claimed_operators
 LEAST_SHARE = 0.95  # of the node tests that count
 # tests that the twin does not pass; one that comes to pass is to leave
 _TRAINING = "dropout while training draws random numbers; a shipped graph has none"
+_WHOLE_CELLS = "align_corners over 2.4 cells; ONNX Runtime, which ships, and torch count 2"
 FAILED = {
+    "test_resize_downsample_scales_cubic_align_corners": _WHOLE_CELLS,
+    "test_resize_downsample_scales_linear_align_corners": _WHOLE_CELLS,
     "test_training_dropout": _TRAINING,
     "test_training_dropout_default": _TRAINING,
     "test_training_dropout_default_mask": _TRAINING,
