@@ -23,17 +23,6 @@ def _elementwise(axes: Axes, node: ir.Node) -> Sequence[Shape]:
     return [broadcast(axes, node, axes.inputs(node))] * len(node.outputs)
 
 
-def _cast(axes: Axes, node: ir.Node) -> Sequence[Shape]:
-    """A length that is calculated with, such as the width in an attention's scale, has to stay."""
-    [source] = node.inputs
-    if source is not None and source.producer() is not None and axes.sizes_flow(source):
-        to = ir.DataType(node.attributes.get_int("to", 0))
-        for entry in axes.entries(node, 0):
-            if isinstance(entry, Dim) and to.is_floating_point():
-                axes.freeze(node, entry, "its length is calculated with")
-    return [axes.of(source)]
-
-
 def broadcast(axes: Axes, node: ir.Node, shapes: Sequence[Sequence[Dim]]) -> list[Dim]:
     """The dimensions of shapes brought together from the last axis on."""
     rank = max((len(shape) for shape in shapes), default=0)
@@ -293,7 +282,7 @@ def _quantize_at_run_time(axes: Axes, node: ir.Node) -> Sequence[Shape]:
 
 
 _ELEMENTWISE = (
-    "Abs Add And BitShift Ceil Celu Clip Cos Div Dropout Elu Equal Erf Exp Floor Gelu Greater "
+    "Abs Add And BitShift Cast Ceil Celu Clip Cos Div Dropout Elu Equal Erf Exp Floor Gelu Greater "
     "GreaterOrEqual HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Less LessOrEqual Log Max "
     "Mean Min Mish Mod Mul Neg Not Or PRelu Pow Reciprocal Relu Round Selu Sigmoid Sign Sin "
     "Softplus Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Where Xor"
@@ -301,7 +290,6 @@ _ELEMENTWISE = (
 
 LAYERS: Mapping[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
-    "Cast": _cast,
     **dict.fromkeys(("Conv", "ConvInteger"), _conv),
     "ConvTranspose": _conv_transpose,
     **dict.fromkeys(("MatMul", "MatMulInteger"), _matmul),

@@ -170,7 +170,8 @@ def _expand(axes: Axes, node: ir.Node) -> Sequence[Shape]:
         if entry == 1 or (isinstance(entry, Dim) and is_same(entry, dim)):
             result.append(dim)
         elif entry is None or dim.size is None:
-            axes.freeze(node, dim, "it is expanded to a computed size")
+            for one in (dim, entry) if isinstance(entry, Dim) else (dim,):
+                axes.freeze(node, one, "it is expanded to a computed size")
             result.append(dim if dim.size != 1 else None)
         elif isinstance(entry, Dim):
             if dim.size != 1:
@@ -230,7 +231,8 @@ def _resize(axes: Axes, node: ir.Node) -> Sequence[Shape]:
         if isinstance(size, int) and size == dim.size:
             axes.number(node, 3, position, dim)
             continue
-        axes.freeze(node, dim, "it is resized")
+        for one in (dim, size) if isinstance(size, Dim) else (dim,):
+            axes.freeze(node, one, "it is resized")
         result[axis] = None
     return [result]
 
@@ -283,6 +285,9 @@ def _filled(axes: Axes, node: ir.Node) -> Sequence[Shape]:
 
 def _shape(axes: Axes, node: ir.Node) -> Sequence[Shape]:
     """The list of sizes follows by itself; who reads it decides what it means."""
+    if node.op_type == "Size":
+        for dim in axes.of(node.inputs[0]):
+            axes.freeze(node, dim, "its length is calculated with")
     return [[None] * (0 if node.op_type == "Size" else 1)]
 
 

@@ -4,7 +4,8 @@ Nodes are visited in order. A rule for each operator (``coupling_layers``, ``cou
 ties the dimensions of its inputs and says what its outputs consist of; an operator without a
 rule, an input or output of a graph and a branch's result freeze what they touch, with the
 reason. Numbers in the graph that state a dimension (a Reshape's sizes, a Conv's groups) are
-noted, since they have to follow.
+noted, since they have to follow. A length that a node takes as a number, to calculate with it or to
+count positions, stays: it would be another number.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import onnx_ir as ir
 
 from edgec.passes.contract import Skip
 from edgec.passes.dimensions import Clash, Dim, atoms, find, freeze, tie
-from edgec.passes.weights import Refused, constant, label
+from edgec.passes.matching import is_op
+from edgec.passes.weights import Array, Refused, constant, label
 
 OPEN = "its size is known at run time only"
 
@@ -82,11 +84,15 @@ class Axes:
                     self._freeze_value(value, Skip(label(node), "a loop hands it over"))
             self._visit(node)
         for value in model.graph.outputs:
-            self._freeze_value(value, Skip(str(value.name), "it is an output of the model"))
+            why = Skip(str(value.name), "it is an output of the model")
+            self._freeze_value(value, why)
+            self._freeze_lengths(value, why)
         for node in model.graph.all_nodes():
             for graph in _inner_graphs(node):
                 for value in graph.outputs:
-                    self._freeze_value(value, Skip(label(node), "a branch or loop returns it"))
+                    why = Skip(label(node), "a branch or loop returns it")
+                    self._freeze_value(value, why)
+                    self._freeze_lengths(value, why)
 
     def values(self) -> Mapping[ir.Value, tuple[Dim, ...]]:
         """The dimensions of every value whose rank is known."""
@@ -153,17 +159,9 @@ class Axes:
         value = node.inputs[index] if index < len(node.inputs) else None
         return [entry.what for entry in self._entries(value)]
 
-    def sizes_flow(self, value: ir.Value) -> bool:
-        """True if the value holds sizes that Shape took of another one."""
-        node = value.producer()
-        if node is None or node.domain not in ("", "ai.onnx"):
-            return False
-        if node.op_type in (*_SAME_NUMBERS, "Concat", "Gather", "Slice"):
-            return any(v is not None and self.sizes_flow(v) for v in node.inputs)
-        return node.op_type == "Shape"
-
     def _visit(self, node: ir.Node) -> None:
         rule = self._rules.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        self._freeze_numbers(node)
         try:
             if rule is None:
                 raise Refused("it is not followed")
@@ -174,6 +172,7 @@ class Axes:
             for touched in (*node.inputs, *node.outputs):
                 if touched is not None:
                     self._freeze_value(touched, why)
+                    self._freeze_lengths(touched, why)
 
     def _give(self, node: ir.Node, value: ir.Value, dims: Shape) -> None:
         """Let an output consist of these dimensions, as far as its inferred shape agrees."""
@@ -198,6 +197,27 @@ class Axes:
             for dim in self.of(value):
                 freeze(dim, why)
 
+    def _freeze_numbers(self, node: ir.Node) -> None:
+        """Lengths that the node takes as numbers stay, those that it hands on follow."""
+        for index, value in enumerate(node.inputs):
+            if value is not None and not _follows(node, index):
+                why = Skip(label(node), f"{node.op_type}: its length is calculated with")
+                self._freeze_lengths(value, why)
+
+    def _freeze_lengths(self, value: ir.Value, why: Skip) -> None:
+        """Freeze the dimensions whose lengths a value holds."""
+        if not _holds_lengths(value):
+            return
+        try:
+            found = [entry.what for entry in self._entries(value)]
+        except Refused:  # which of them is not known
+            for source in _sources(value):
+                self._freeze_lengths(source, why)
+            return
+        for dim in found:
+            if isinstance(dim, Dim):
+                freeze(dim, why)
+
     def _dim(self, value: ir.Value, size: object) -> Dim:
         if isinstance(size, int):
             return Dim(size)
@@ -219,23 +239,19 @@ class Axes:
             dims = self.of(node.inputs[0])
             last = node.attributes.get_int("end", len(dims))
             return [_Entry(dim) for dim in dims[node.attributes.get_int("start", 0) : last]]
-        if node.op_type in _SAME_NUMBERS:
-            return [entry.through(0) for entry in self._entries(node.inputs[0])]
-        if node.op_type == "Concat":
-            parts = [self._entries(part) for part in node.inputs]
-            return [entry.through(i) for i, part in enumerate(parts) for entry in part]
+        parts = [(i, self._entries(node.inputs[i])) for i in _handed_on(node)]
+        found = [entry.through(i) for i, part in parts for entry in part]
         operands = [constant(operand) for operand in node.inputs[1:]]
-        if node.op_type == "Gather" and operands[0] is not None:
-            known = self._entries(node.inputs[0])
-            chosen = [int(i) for i in operands[0].reshape(-1)]
-            return [known[i].through(0) for i in chosen if -len(known) <= i < len(known)]
-        if node.op_type == "Slice" and None not in [a if a is None else 0 for a in operands]:
+        if parts and node.op_type == "Gather":
+            chosen = [int(i) for i in _array(operands[0]).reshape(-1)]
+            return [found[i] for i in chosen if -len(found) <= i < len(found)]
+        if parts and node.op_type == "Slice":
             start, end, step = (
-                int(operands[i].item()) if i < len(operands) else 1  # type: ignore[union-attr]
-                for i in (0, 1, 3)
+                int(_array(operands[i]).item()) if i < len(operands) else 1 for i in (0, 1, 3)
             )
-            known = self._entries(node.inputs[0])[start:end:step]
-            return [entry.through(0) for entry in known]
+            return found[start:end:step]
+        if parts:
+            return found
         return self._unknown(value)
 
     def _unknown(self, value: ir.Value | None) -> list[_Entry]:
@@ -246,6 +262,42 @@ class Axes:
 
 
 _SAME_NUMBERS = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+# inputs of which the rules follow a length, or that are looked at for their shape alone
+_FOLLOWED = {"ConstantOfShape": 0, "Expand": 1, "Reshape": 1, "Resize": 3, "Shape": 0, "Size": 0}
+
+
+def _handed_on(node: ir.Node) -> Sequence[int]:
+    """The inputs whose numbers are those of the output, all or some that are known which."""
+    if is_op(node, *_SAME_NUMBERS):
+        return (0,)
+    if is_op(node, "Concat"):
+        return range(len(node.inputs))
+    chosen = [constant(value) for value in node.inputs[1:]]
+    known = bool(chosen) and all(array is not None for array in chosen)
+    return (0,) if is_op(node, "Gather", "Slice") and known else ()
+
+
+def _follows(node: ir.Node, index: int) -> bool:
+    """True if lengths that the node reads there are not calculated with."""
+    own = is_op(node, *_FOLLOWED) and _FOLLOWED[node.op_type] == index
+    return own or index in _handed_on(node)
+
+
+def _sources(value: ir.Value) -> list[ir.Value]:
+    """The values whose numbers this one holds."""
+    node = value.producer()
+    given = [] if node is None else [node.inputs[index] for index in _handed_on(node)]
+    return [source for source in given if source is not None]
+
+
+def _holds_lengths(value: ir.Value) -> bool:
+    """True if a value holds sizes that Shape took of another one."""
+    return is_op(value.producer(), "Shape") or any(map(_holds_lengths, _sources(value)))
+
+
+def _array(found: Array | None) -> Array:
+    assert found is not None  # _handed_on has seen to it
+    return found
 
 
 def _inner_graphs(node: ir.Node) -> list[ir.Graph]:

@@ -513,10 +513,10 @@ REFUSED = {
     """d = Shape (c)
        e = Gather (d, axis)
        f = Cast <to = 1> (e)
-       s = Mul (c, f)""": "Cast: its length is calculated with",
+       s = Mul (c, f)""": "Mul: its length is calculated with",
     """d = Shape <start = 1, end = 2> (c)
        e = Div (d, two)
-       s = Slice (c, zero, e, one)""": "Slice: it takes positions that are computed",
+       s = Slice (c, zero, e, one)""": "Div: its length is calculated with",
     """t = Less (number, number)
        s = If (t) <
            then_branch = a () => (u) { u = Relu (c) },
@@ -537,6 +537,80 @@ def test_what_cannot_be_followed_is_refused_with_the_reason(line):
         order=ints(2, 0), pads=ints(0, 1, 0, 0, 0, 0, 0, 0), number=np.float32(1),
     )  # fmt: skip
     assert REFUSED[line] in reasons(text, given)["a"]
+
+
+NUMBERS = {  # q: a number that is another one where h has fewer columns; the node that takes it
+    "half of a width": ("n = Gather (sizes, i1) q = Div (n, two)", "Div"),
+    "a product of sizes": ("q = ReduceProd <keepdims = 0> (sizes)", "ReduceProd"),
+    "the number of elements": ("q = Size (h)", "Size"),
+    "a computed choice": ("n = Gather (sizes, i) q = Squeeze (n)", "Gather"),
+    "a comparison": ("n = Gather (sizes, i1) l = Less (two, n) q = Cast <to = 7> (l)", "Less"),
+    "a count": ("n = Gather (sizes, i1) r = Range (i0, n, two) q = ReduceMax <keepdims = 0> (r)",
+                "Range"),
+    "a part of a table": ("""n = Gather (sizes, one) t = Slice (table, zero, n)
+                             q = ReduceMax <keepdims = 0> (t)""", "Slice"),
+    "a part of all sizes": ("n, m = Split (sizes, ones) q = Squeeze (m)", "Split"),
+    "a choice of sizes": ("""e = Equal (sizes, zero) o = Where (e, ones, sizes)
+                             q = Gather (o, i1)""", "Equal"),
+    "repeats": ("n = Gather (sizes, one) t = Tile (zero, n) q = Size (t)", "Tile"),
+    "a picked row": ("n = Gather (sizes, i1) q = Gather (table, n)", "Gather"),
+    "a loop": ("""n = Gather (sizes, i1)
+                  q = Loop (n, , i0) <body = b (int64 i, bool go, int64 a) => (bool on, int64 z) {
+                      on = Identity (go) z = Add (a, two) }>""", "Loop"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NUMBERS)
+def test_a_length_that_is_calculated_with_stays(case):
+    lines, taker = NUMBERS[case]
+    text = f"""g (float[batch, 6] x, int64[1] i) => (float[batch, 3] y) {{
+        [a] h = MatMul (x, w)
+        sizes = Shape (h)
+        {lines}
+        f = Cast <to = 1> (q)
+        d = Div (h, f)
+        y = MatMul (d, v)
+    }}"""
+    given = weights(
+        w=(6, 16), v=(16, 3), two=np.int64(2), i0=np.int64(0), i1=np.int64(1), one=ints(1),
+        zero=ints(0), ones=ints(1, 1), table=np.arange(40),
+    )  # fmt: skip
+    graphs.run(graphs.graph(text, given), x=graphs.feed(2, 6), i=ints(1))  # a model that runs
+    assert f"{taker}: its length is calculated with" in reasons(text, given)["a"]
+    assert not coupled_groups(graphs.graph(text, given)).found
+
+
+def test_a_length_that_a_branch_or_the_model_returns_stays():
+    text = """g (float[batch, 6] x) => (float[batch, 3] y, int64[2] n) {
+        [a] h = MatMul (x, w)
+        y = MatMul (h, v)
+        n = Shape (h)
+    }"""
+    given = weights(w=(6, 16), v=(16, 3))
+    assert "it is an output of the model ('n')" in reasons(text, given)["a"]
+
+
+def test_a_length_that_only_states_a_shape_follows():
+    """Of h itself, of what is made beside it, and of a fill of its size."""
+    check(
+        """g (float[batch, 6] x) => (float[batch, 3] y) {
+            [a] h = MatMul (x, w)
+            sizes = Shape (h)
+            width = Gather (sizes, one)
+            wide = Cast <to = 7> (width)
+            n = Concat <axis = 0> (most, wide)
+            r = Reshape (h, n)
+            e = Expand (number, sizes)
+            f = ConstantOfShape (sizes)
+            s = Sum (r, e, f)
+            y = MatMul (s, v)
+        }""",
+        weights(w=(6, 4), v=(4, 3), one=ints(1), most=ints(-1), number=np.float32([1])),
+        "a",
+        {"w@1": each(4), "v@0": each(4)},
+        kind="hidden",
+        x=graphs.feed(2, 6),
+    )
 
 
 def test_a_value_of_an_input_or_output_stays():
