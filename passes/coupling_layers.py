@@ -16,6 +16,7 @@ from edgec.passes.matching import reduction_axes
 from edgec.passes.weights import Refused, constant
 
 _SPATIAL = "it moves along this axis"
+_FLATTENED = ("Hardmax", "LogSoftmax", "Softmax")
 
 
 def _elementwise(axes: Axes, node: ir.Node) -> Sequence[Shape]:
@@ -238,15 +239,22 @@ def _reduce(axes: Axes, node: ir.Node) -> Sequence[Shape]:
 
 
 def _along_axis(axes: Axes, node: ir.Node) -> Sequence[Shape]:
-    """Softmax and the like: the axis is taken as a whole, the others are left alone."""
+    """Softmax and the like: the axis is taken as a whole, the others are left alone.
+
+    Below opset 13 the three of ``_FLATTENED`` take all axes from theirs on together.
+    """
     x = axes.of(node.inputs[0])
-    axis = node.attributes.get_int("axis", -1)
+    flattened = axes.opset < 13 and node.op_type in _FLATTENED
+    least = 0 if node.op_type in ("ArgMax", "ArgMin") else 1 if flattened else -1
+    axis = node.attributes.get_int("axis", least)
     if node.op_type == "CumSum":
         array = constant(node.inputs[1])
         if array is None:
             raise Refused("its axis is computed at run time")
         axis = int(array.item())
-    axes.freeze(node, x[axis], "it takes this axis as a whole")
+    whole = x[axis % len(x) :] if flattened else (x[axis],)
+    for dim in whole:
+        axes.freeze(node, dim, "it takes this axis as a whole")
     if node.op_type in ("ArgMax", "ArgMin", "TopK"):
         keep = node.attributes.get_int("keepdims", 1)
         result = [None if i == axis % len(x) else dim for i, dim in enumerate(x)]

@@ -22,6 +22,7 @@ from edgec.passes.matching import is_op
 from edgec.passes.weights import Array, Refused, constant, label
 
 OPEN = "its size is known at run time only"
+_NEWEST = 1 << 31  # opset of a model that names none
 
 Does = Literal["produces", "consumes", "scales"]
 # what the outputs consist of: None for an axis of its own, that nothing may cut
@@ -69,6 +70,7 @@ class Axes:
     def __init__(self, rules: Mapping[str, Rule]) -> None:
         """rules: by operator of standard ONNX."""
         self._rules = rules
+        self.opset = _NEWEST  # of the model that is visited
         self._dims: dict[ir.Value, tuple[Dim, ...]] = {}
         self._symbols: dict[str, Dim] = {}
         self.numbers: dict[Number, Dim] = {}
@@ -76,6 +78,7 @@ class Axes:
 
     def visit(self, model: ir.Model) -> None:
         """Follow all nodes of the model, those of branches and bodies included."""
+        self.opset = model.opset_imports.get("", _NEWEST)
         for value in model.graph.inputs:
             self._freeze_value(value, Skip(str(value.name), "it is an input of the model"))
         for node in model.graph.all_nodes():

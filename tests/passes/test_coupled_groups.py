@@ -613,6 +613,36 @@ def test_a_length_that_only_states_a_shape_follows():
     )
 
 
+@pytest.mark.parametrize(
+    ("line", "opset", "stays"),
+    [
+        ("Softmax", 12, True), ("Softmax <axis = -2>", 12, False), ("Softmax", 13, False),
+        ("LogSoftmax", 11, True), ("Hardmax", 11, True), ("Hardmax <axis = 3>", 11, False),
+    ],
+)  # fmt: skip
+def test_what_is_normalised_below_opset_13(line, opset, stays):
+    """All axes from the named one on together, by default from the second on."""
+    text = f"""g ({IMAGE}) => (float[1, 2, 4, 4] y) {{
+        [a] c = Conv (x, w)
+        s = {line} (c)
+        y = Conv (s, v)
+    }}"""
+    model = graphs.graph(text, weights(w=(4, 3, 1, 1), v=(2, 4, 1, 1)), opset)
+    assert (coupled_groups(model).found == ()) == stays
+
+
+def test_the_greatest_of_a_batch_leaves_the_channels_alone():
+    """ArgMax takes the first axis where none is named."""
+    text = """g (float[batch, 6] x) => (float[1, 3] y) {
+        [a] h = MatMul (x, w)
+        m = ArgMax (h)
+        f = Cast <to = 1> (m)
+        y = MatMul (f, v)
+    }"""
+    given = weights(w=(6, 4), v=(4, 3))
+    check(text, given, "a", {"w@1": each(4), "v@0": each(4)}, kind="hidden", x=graphs.feed(2, 6))
+
+
 def test_a_value_of_an_input_or_output_stays():
     text = """g (float[1, 4, 4, 4] x) => (float[1, 4, 4, 4] y) {
         [a] c = Conv (x, w)
