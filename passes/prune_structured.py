@@ -130,10 +130,11 @@ class PruneStructured:
         if self.refit and changed:
             fitted, kept_old = self._refit(model, dense, cuts, context)
             skipped += kept_old
-            decisions["refit"] = dict(fitted)
             findings.append(
                 f"{len(fitted)} tensors of layers behind a cut were fitted to the outputs before"
             )
+        if self.refit:
+            decisions["refit"] = dict(fitted)  # also if nothing was cut: a replay has no data
         if prediction is not None:
             findings += prediction.findings
             if changed:

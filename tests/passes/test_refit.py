@@ -171,6 +171,16 @@ def test_a_lock_repeats_it_without_data_and_a_plan_fits_anew():
     assert graph_bytes(fitted.model) != graph_bytes(made.model)
 
 
+def test_a_lock_of_a_cut_that_took_nothing_needs_no_data_either():
+    """A round may be too small for a step."""
+    model = two_layers()
+    made = pruned(model, samples(4, 6), ratio=0.25, round_to=16)
+    assert made.changed == 0 and made.decisions == {"groups": [], "refit": {}}
+    context = graphs.context(model, lock=made.decisions)
+    again = PruneStructured(ratio=0.25, round_to=16, refit=True).run(model.clone(), context)
+    assert again.decisions == made.decisions
+
+
 def test_without_data_it_is_refused():
     model = two_layers()
     with pytest.raises(PassError, match="refit needs calibration data"):
