@@ -28,6 +28,7 @@ from edgec.passes.stacks import Teacher, Values, in_stacks, keeps_apart, unanswe
 from edgec.passes.training_loop import Outcome, run_training
 from edgec.passes.training_state import Checkpoints
 from edgec.passes.training_task import task_digests
+from edgec.passes.twin_check import how_apart
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,10 +80,16 @@ def train(
     """Train the twin of the model and leave it in its best state on held-out samples.
 
     rates: Adam's, at the peak of the schedule, by the name of the initializer. Every sample has
-    one array of labels, checked. A killed training goes on from ``context.work``.
+    one array of labels, checked. A killed training goes on from ``context.work``. Raises
+    PassError, before it begins, where the twin answers otherwise than ONNX Runtime.
     """
     from edgec.passes.torch_student import Student
 
+    if apart := how_apart(twin, model, lore.samples):
+        raise PassError(
+            f"adapt: this graph in torch {apart}, so nothing was trained; adapt the model where "
+            "it comes from"
+        )
     size = settings.micro_batch or settings.batch
     idle: tuple[str, ...] = ()
     if not keeps_apart(twin, lore.samples, ()):

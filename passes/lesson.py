@@ -26,6 +26,7 @@ from edgec.passes.stacks import Teacher, in_stacks, keeps_apart, rows
 from edgec.passes.training_loop import Outcome, fixed_threads, run_training
 from edgec.passes.training_state import Checkpoints
 from edgec.passes.training_task import Task
+from edgec.passes.twin_check import how_apart
 from edgec.passes.workers import ALONE, Workers
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ def train(twin: TorchGraph, model: ir.Model, context: Context, settings: Recover
     task = Task.of(model, context, settings)
     workers = context.workers or ALONE
     lesson = Lesson(twin, task, workers, context.work, context.progress)
+    if apart := how_apart(twin, model, task.samples):
+        finding = f"nothing was trained: this graph in torch {apart}"
+        return Outcome(0, math.inf, math.inf, findings=(finding,))
     workers.hand_out(task)
     return lesson.train()
 

@@ -126,6 +126,8 @@ class Recover(TrainingSettings):
                 "zero: train in one, or set recover.rate=0, which leaves all weights as they are"
             )
         found = train(twin, model, context, self)
+        if not found.steps and found.before > NOTHING:  # it says why
+            return Result(model, 0, findings=found.findings, decisions={"changes": {}})
         if not found.improved:
             finding = (
                 "there is nothing to win back: the outputs are the reference's"

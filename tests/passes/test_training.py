@@ -88,7 +88,7 @@ def test_a_model_without_what_the_rates_are_for_is_left_alone():
     context = graphs.context(model, calibration=[{"x": graphs.feed(2, 4)}])
     result = Recover(rate=0.0).run(model.clone(), context)
     assert result.changed == 0
-    assert "of what the rates are for, this model has nothing" in result.findings[1]
+    assert "of what the rates are for, this model has nothing" in result.findings[0]
 
 
 def test_a_training_that_no_longer_gains_ends_early(quantized):
