@@ -14,9 +14,10 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from edgec.errors import PlanError
+from edgec.errors import PassError, PlanError
 from edgec.lock import read_lock
 from edgec.passes import Pass, PruneStructured
+from edgec.passes.plan_entries import group_entries
 from edgec.recipe import from_toml
 from edgec.rounds import in_rounds
 
@@ -91,18 +92,24 @@ def _merged(plans: Sequence[Mapping[str, Any]], path: pathlib.Path) -> Mapping[s
     """One plan for several that were applied one after the other."""
     groups: dict[str, dict[str, Any]] = {}
     try:
-        for plan in plans:
-            for entry in plan["groups"]:
-                before = groups.get(entry["name"])
-                if before is None:
-                    groups[entry["name"]] = dict(entry)
-                elif entry["units"] == len(before["kept"]):
-                    before["kept"] = [before["kept"][unit] for unit in entry["kept"]]
-                else:
-                    raise PlanError(
-                        f"pruning plan {path}: damaged: group '{entry['name']}' has "
-                        f"{entry['units']} units where {len(before['kept'])} were kept before"
-                    )
-    except (KeyError, TypeError, IndexError) as error:
-        raise PlanError(f"pruning plan {path}: damaged: {error!r}") from error
+        entries = [e for plan in plans for e in group_entries(plan, f"pruning plan {path}")]
+    except PassError as error:
+        raise PlanError(str(error)) from error
+    for entry in entries:
+        before = groups.get(entry["name"])
+        if before is None:
+            groups[entry["name"]] = dict(entry)
+        elif entry["units"] == len(before["kept"]):
+            before["kept"] = [before["kept"][unit] for unit in entry["kept"]]
+        else:
+            raise PlanError(
+                f"pruning plan {path}: damaged: group '{entry['name']}' has {entry['units']} "
+                f"units where {len(before['kept'])} were kept before; take the file of its build "
+                "again"
+            )
+    if all(len(group["kept"]) == group["units"] for group in groups.values()):
+        raise PlanError(
+            f"pruning plan {path}: it cuts nothing, so the model would stay as it is; give the "
+            f"file of a build that cut something, or leave --plan and {PruneStructured.name} out"
+        )
     return {"groups": list(groups.values())}

@@ -26,6 +26,7 @@ from edgec.passes.differences import apply_differences, differences
 from edgec.passes.dimension_groups import Group, Kind, coupled_groups
 from edgec.passes.importance import FromWeights, Scores, unit_importance
 from edgec.passes.importance_measured import Measured, measured_importance
+from edgec.passes.plan_entries import group_entries
 from edgec.passes.progressive import check_rounds
 from edgec.passes.pruned_latency import Costs, Prediction, held_to_account, predict
 from edgec.passes.refit import refit
@@ -272,20 +273,16 @@ def replayed(plan: Mapping[str, Any], groups: Sequence[Group]) -> list[Cut]:
     """
     known = {group.name: group for group in groups}
     cuts = []
-    try:
-        for entry in plan["groups"]:
-            group = known.get(entry["name"])
-            if group is None or group.units != entry["units"] or group.kind != entry["kind"]:
-                raise PassError(
-                    f"the plan cuts group '{entry['name']}' of {entry['units']} units, which this "
-                    "model does not have: it was made for another architecture; build without it"
-                )
-            kept = {int(unit) for unit in entry["kept"]}
-            if not kept or not kept <= set(range(group.units)):
-                raise PassError(f"the plan keeps units of '{group.name}' that it does not have")
-            cuts.append(Cut(group, tuple(u for u in range(group.units) if u not in kept)))
-    except (KeyError, TypeError, ValueError) as error:
-        raise PassError(f"the pruning plan is damaged: {error!r}; build without it") from error
+    for entry in group_entries(plan):
+        group = known.get(entry["name"])
+        if group is None or group.units != entry["units"] or group.kind != entry["kind"]:
+            raise PassError(
+                f"the plan cuts group '{entry['name']}' of {entry['units']} units of kind "
+                f"'{entry['kind']}', which this model does not have: it was made for another "
+                "architecture; build without it"
+            )
+        gone = set(range(group.units)) - set(entry["kept"])
+        cuts.append(Cut(group, tuple(sorted(gone))))
     return cuts
 
 

@@ -141,9 +141,9 @@ def test_the_plan_of_rounds_is_one_cut(tmp_path: pathlib.Path) -> None:
     assert whole["groups"][0]["units"] == 32 and len(whole["groups"][0]["kept"]) == 16
     (step,) = run_passes((PruneStructured(),), context, [feeds], [whole])
     assert graph_bytes(step.model) == graph_bytes(steps[-1].model)
-    entries[1]["plan"]["groups"][0]["units"] = 23
+    entries[1]["plan"]["groups"][0]["units"] = 25
     path.write_text(json.dumps({"steps": entries}))
-    with pytest.raises(PlanError, match="damaged: group 'conv1' has 23 units where 24 were kept"):
+    with pytest.raises(PlanError, match="damaged: group 'conv1' has 25 units where 24 were kept"):
         read_plan(path)
 
 
@@ -174,6 +174,14 @@ def test_trials_of_shares_show_them() -> None:
     assert "pruned share" not in trial_rows(given)[0]
 
 
+def group(kept: str) -> str:
+    return f'{{"groups": [{{"name": "a", "kind": "hidden", "units": 4, "kept": {kept}}}]}}'
+
+
+def step(plan: str) -> str:
+    return f'{{"steps": [{{"name": "prune-structured", "plan": {plan}}}]}}'
+
+
 @pytest.mark.parametrize(
     ("content", "error", "message"),
     [
@@ -184,8 +192,16 @@ def test_trials_of_shares_show_them() -> None:
         ('{"steps": []}', PlanError, "did not prune by prune-structured"),
         ('{"steps": [{"name": "fuse", "plan": null}, 7]}', PlanError, "did not prune by"),
         ('{"lock_version": 1}', LockError, "changed by hand"),
-        ('{"groups": 7}', PlanError, "damaged"),
-        ('{"groups": [{"kept": []}]}', PlanError, "damaged"),
+        ('{"groups": 7}', PlanError, "plan.json: groups is 7, expected a list"),
+        ('{"groups": [{"kept": []}]}', PlanError, r"groups\[0\] has no name, expected a text"),
+        (group("[1e400]"), PlanError, r"plan.json: .*\('a'\): kept\[0\] is inf, expected a whole"),
+        (group("[1e99999, NaN]"), PlanError, r"kept\[0\] is inf, expected"),
+        (group('"0123"'), PlanError, "kept is '0123', expected a list"),
+        (group("[0, 0, 1]"), PlanError, "kept has 0 more than once"),
+        (group("[]"), PlanError, "kept is empty, expected at least one of 4 units"),
+        (group("[3, 2, 1, 0]"), PlanError, "it cuts nothing, so the model would stay as it is"),
+        ('{"groups": []}', PlanError, "it cuts nothing, so the model would stay as it is"),
+        (step('{"groups": []}'), PlanError, "it cuts nothing, so the model would stay as it is"),
     ],
 )
 def test_what_holds_no_plan_is_refused(
@@ -220,7 +236,9 @@ def test_a_plan_of_another_architecture_is_one_clear_error(
 ) -> None:
     wider = small_models.cnn()
     wider[5], wider[9] = nn.Conv2d(16, 40, 1), nn.Linear(40, 10)
-    with pytest.raises(PassError, match="32 units, which this model does not have.*architecture"):
+    with pytest.raises(
+        PassError, match="32 units of kind .* which this model does not have.*architecture"
+    ):
         edgec.build(
             source(wider), output=tmp_path, recipe=RECIPE, plan=files(earlier)[0], **OPTIONS
         )

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 
 import graphs
 import numpy as np
@@ -438,6 +439,12 @@ def test_the_plan_cuts_a_retrained_model_in_the_same_places():
     assert result.decisions == plan
 
 
+def test_kept_units_may_stand_in_any_order():
+    model, plan = two_layers(), {"groups": [entry(kept=[3, 0, 2])]}
+    result = PruneStructured().run(model.clone(), graphs.context(model, lock=plan))
+    np.testing.assert_array_equal(array(result.model, "w"), array(model, "w")[[0, 2, 3]])
+
+
 def entry(**changes):
     return {"name": "a", "kind": "hidden", "units": 16, "kept": [0, 1]} | changes
 
@@ -445,17 +452,34 @@ def entry(**changes):
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        ([entry(name="b")], "cuts group 'b' of 16 units, which this model does not have"),
-        ([entry(units=12)], "cuts group 'a' of 12 units, which this model does not have"),
+        (
+            [entry(name="b")],
+            "cuts group 'b' of 16 units of kind 'hidden', which this model does not have",
+        ),
+        (
+            [entry(units=12)],
+            "cuts group 'a' of 12 units of kind 'hidden', which this model does not have",
+        ),
         ([entry(kind="head")], "made for another architecture"),
-        ([entry(kept=[16])], "keeps units of 'a' that it does not have"),
-        ([entry(kept=[])], "keeps units of 'a' that it does not have"),
-        ([{"name": "a"}], "damaged"),
-        ([entry(kept=["one"])], "damaged"),
-        (7, "damaged"),
+        ([entry(kept=[16])], r"kept\[0\] is 16, expected a whole number from 0 to 15"),
+        ([entry(kept=[-1])], r"kept\[0\] is -1, expected"),
+        ([entry(kept=[0, math.inf])], r"kept\[1\] is inf, expected"),
+        ([entry(kept=[0.7, 1.2])], r"kept\[0\] is 0.7, expected"),
+        ([entry(kept=[0, "1"])], r"kept\[1\] is '1', expected"),
+        ([entry(kept=[True])], r"kept\[0\] is True, expected"),
+        ([entry(kept="0123")], "kept is '0123', expected a list of unit numbers"),
+        ([entry(kept=[0, 0, 1])], "kept has 0 more than once, expected each unit once"),
+        ([entry(kept=[])], "kept is empty, expected at least one of 16 units"),
+        ([entry(units=True)], "units is True, expected a whole number above 0"),
+        ([entry(kind=[])], r"kind is \[\], expected channel or head or hidden"),
+        ([entry(), entry()], r"groups\[1\] \('a'\): it stands there twice"),
+        ([{"name": "a"}], r"groups\[0\] \('a'\) has no kind, expected channel"),
+        ([7], r"groups\[0\] is 7, expected name, kind, units, kept"),
+        ([entry(kept="0" * 99)], r"kept is '0+\.\.\., expected .*; correct the plan, or take it"),
+        (7, "the pruning plan: groups is 7, expected a list"),
     ],
 )
-def test_a_plan_for_another_model_is_refused(groups, message):
+def test_a_plan_for_another_model_or_a_damaged_one_is_refused(groups, message):
     model = two_layers()
     with pytest.raises(PassError, match=message):
         PruneStructured().run(model, graphs.context(model, lock={"groups": groups}))
