@@ -22,6 +22,7 @@ import onnx_ir as ir
 from edgec.errors import LockError
 from edgec.passes import Feeds
 from edgec.passes.execution import open_session, run_feeds, sqnr_db
+from edgec.passes.lower_weights import rounds_activations
 from edgec.passes.weights import constant
 from edgec.targets import Target
 from edgec_runtime import golden as format_
@@ -86,7 +87,7 @@ def _rounds_activations(model: ir.Model) -> bool:
     return any(
         node.op_type.startswith("Dynamic")
         or (node.op_type == "QuantizeLinear" and constant(node.inputs[0]) is None)
-        or (node.op_type == "MatMulNBits" and node.attributes.get_int("accuracy_level", 0) == 4)
+        or rounds_activations(node)
         for node in nodes
     )
 

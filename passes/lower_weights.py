@@ -56,6 +56,24 @@ def lower_weights(model: ir.Model, context: Context) -> Result:
     )
 
 
+def with_float_products(model: ir.Model) -> ir.Model | None:
+    """The model with weight-only products computed in float32; None if all of them are already.
+
+    What it gives differs by the rounding of activations alone, which ``accuracy_level`` 4 asks for.
+    """
+    exact = model.clone()
+    rounding = [node for node in exact.graph.all_nodes() if rounds_activations(node)]
+    for node in rounding:
+        node.attributes.add(ir.AttrInt64("accuracy_level", 0))
+    return exact if rounding else None
+
+
+def rounds_activations(node: ir.Node) -> bool:
+    """True of a weight-only product that rounds what it is multiplied with to int8."""
+    level = node.attributes.get_int("accuracy_level", 0)
+    return node.op_type == "MatMulNBits" and level == 4
+
+
 @dataclass
 class _Lowering:
     """Lowers the nodes of one model; a weight that several nodes share is packed once."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import graphs
+import pytest
 
+from edgec.passes import Lower, PassError, QuantizeWeights
 from edgec.passes.reconstruct import Reconstruct
 from edgec.pipeline import run_passes
 from edgec.recipe import load_recipe
@@ -23,6 +25,29 @@ def test_passes_of_every_recipe_may_do_nothing_silently():
     model, feeds = graphs.mlp()
     steps = run_passes(load_recipe("cleanup,fuse,lower"), graphs.context(model), [feeds])
     assert [step.result.findings for step in steps] == [(), (), ()]
+
+
+def outlier(size: float):
+    """A product that leaves out its largest input, on which int8 spends its levels.
+
+    ONNX Runtime computes this Gemm in float32 as long as it is not lowered.
+    """
+    weight = graphs.weight(64, 128)
+    weight[:, 0] = 0.0
+    text = "g (float[n, 128] x) => (float[n, 64] y) { y = Gemm<transB = 1>(x, w) }"
+    model = graphs.graph(text, {"w": weight})
+    feeds = {"x": graphs.feed(4, 128)}
+    feeds["x"][:, 0] = size
+    return run_passes((QuantizeWeights(), Lower()), graphs.context(model), [feeds])
+
+
+def test_products_with_int8_activations_may_cost_more_than_other_kernels_and_say_so():
+    assert len(outlier(8.0)[1].result.findings) == 1  # that they round
+    finding = outlier(60.0)[1].result.findings[1]
+    decibels = float(finding.split(" dB")[0].rsplit(" ", 1)[1])
+    assert 10 <= decibels < 20, finding
+    with pytest.raises(PassError, match="changed the outputs"):
+        outlier(1000.0)
 
 
 def test_recipes_that_were_tried_are_named_by_what_tells_them_apart():
