@@ -15,15 +15,17 @@ from edgec.export import Exported
 from edgec.hunt import Found
 from edgec.inputs import Inputs
 from edgec.machine import absent_providers
-from edgec.passes import PruneStructured
+from edgec.passes import PruneBlocks, PruneStructured
 from edgec.pipeline import Step
 from edgec.report import (
+    DepthPlan,
     Layer,
     Measurement,
     Parity,
     PrunedGroup,
     PruningPlan,
     Report,
+    ResidualBlock,
     Robustness,
     Side,
     Skipped,
@@ -116,17 +118,32 @@ def report_of(
     )
 
 
-def _plan(step: Step) -> PruningPlan | None:
-    """What a step that prunes units has cut."""
-    if not isinstance(step.pass_, PruneStructured):
-        return None
-    groups = step.result.decisions["groups"]
-    return PruningPlan(
-        tuple(
-            PrunedGroup(group["name"], group["kind"], group["units"], tuple(group["kept"]))
-            for group in groups
+def _plan(step: Step) -> PruningPlan | DepthPlan | None:
+    """What a step that prunes units or blocks has cut."""
+    decisions = step.result.decisions
+    if isinstance(step.pass_, PruneStructured):
+        return PruningPlan(
+            tuple(
+                PrunedGroup(group["name"], group["kind"], group["units"], tuple(group["kept"]))
+                for group in decisions["groups"]
+            )
         )
-    )
+    if isinstance(step.pass_, PruneBlocks):
+        return DepthPlan(
+            tuple(
+                ResidualBlock(
+                    block["name"],
+                    block["result"],
+                    block["shortcut"],
+                    nodes=block["nodes"],
+                    weights=block["weights"],
+                    importance=block.get("importance"),
+                    removed=block["removed"],
+                )
+                for block in decisions["blocks"]
+            )
+        )
+    return None
 
 
 def _stand_in(target: Target) -> tuple[str, ...]:

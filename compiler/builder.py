@@ -87,7 +87,8 @@ def build(
     file, pass names, or None for the target's own. settings: ``PASS.PARAMETER=VALUE``. scrutiny:
     what to judge besides the mean, and to hold ``limits`` against. lock: decisions to replay,
     with their recipe, seed and version. plan: a lock file or report of an earlier build of the same
-    architecture, or a plan alone: what prune-structured is to cut, whatever the weights are.
+    architecture, or a plan alone: what prune-structured and prune-blocks are to cut, whatever
+    the weights are.
     threads: of the latency measurement. version: release counter in the manifest.
     search_minutes: time after which no further recipe, choice of float layers or share of
     units is tried for the limits; the best so far is built. verify: run the bundle on the
@@ -114,8 +115,8 @@ def build(
     if recipe is not None:
         named = recipes.with_settings(recipes.load_recipe(recipe), settings)
     in_rounds(named)
-    if plan is not None:
-        check_plan(named, pathlib.Path(plan), lock)
+    if given_plan is not None:
+        check_plan(given_plan, named, pathlib.Path(str(plan)), lock)
     elif locked is None:
         check_demand(named, demanded, held_out=given.calibration is not None)
     asked = scrutiny or Scrutiny()

@@ -60,7 +60,7 @@ def better(best: Found | None, other: Found | None) -> Found:
 class Hunt:
     """One search: what it works on, and the trials so far.
 
-    plan: what prune-structured is to cut, as its decisions; None where it chooses.
+    plan: what the pruning passes are to cut, as their decisions; None where they choose.
     """
 
     context: Context

@@ -1,10 +1,13 @@
-"""A pruning plan: which units of which group stay, so that another build can cut the same.
+"""A pruning plan: which units and which blocks go, so that another build can cut the same.
 
-    {"groups": [{"name": "/layer1/conv1/Conv", "kind": "channel", "units": 64, "kept": [0, 2]}]}
+    {"groups": [{"name": "/layer1/conv1/Conv", "kind": "channel", "units": 64, "kept": [0, 2]}],
+     "blocks": [{"name": "/layer.0/Add", "result": "add_3", "shortcut": "layer_norm",
+                 "nodes": 22, "weights": 591360, "removed": true}]}
 
-The lock file and report.json of a build hold it under prune-structured; alone it is a plan file.
-It belongs to an architecture: weights, data and the rest of the recipe may be others. A build
-in rounds has a plan for each; together they are one cut.
+Groups are for prune-structured, blocks for prune-blocks; there may be one of both. The lock file
+and report.json of a build hold them under these passes; alone they are a plan file. A plan belongs
+to an architecture: weights, data and the rest of the recipe may be others. A build in rounds has a
+plan for each; together they are one cut.
 """
 
 from __future__ import annotations
@@ -16,18 +19,21 @@ from typing import Any
 
 from edgec.errors import PassError, PlanError
 from edgec.lock import read_lock
-from edgec.passes import Pass, PruneStructured
-from edgec.passes.plan_entries import group_entries
+from edgec.passes import Pass, PruneBlocks, PruneStructured
+from edgec.passes.plan_entries import block_entries, group_entries
 from edgec.recipe import from_toml
 from edgec.rounds import in_rounds
 
-_NOTHING: Mapping[str, Any] = {"groups": []}
+Plan = Mapping[str, Any]
+
+_APPLIED_BY: Mapping[str, type[Pass]] = {"groups": PruneStructured, "blocks": PruneBlocks}
+_PRUNING = " or ".join(pass_.name for pass_ in _APPLIED_BY.values())
 _EXPECTED = (
     "expected the lock file or report.json of an earlier build, or a plan as docs/pruning.md has it"
 )
 
 
-def read_plan(path: pathlib.Path) -> Mapping[str, Any]:
+def read_plan(path: pathlib.Path) -> Plan:
     """The plan in a lock file, in a report.json, or alone in a JSON file.
 
     Raises PlanError if there is none, LockError for a damaged lock file. Whether it fits a
@@ -41,7 +47,7 @@ def read_plan(path: pathlib.Path) -> Mapping[str, Any]:
         raise PlanError(f"pruning plan {path}: not JSON: {error}") from error
     if not isinstance(table, dict):
         raise PlanError(f"pruning plan {path}: {_EXPECTED}")
-    if "groups" in table:
+    if any(part in table for part in _APPLIED_BY):
         return _merged([table], path)
     steps: Iterable[tuple[Any, Any]]
     if "lock_version" in table:
@@ -52,26 +58,31 @@ def read_plan(path: pathlib.Path) -> Mapping[str, Any]:
         steps = ((s.get("name"), s.get("plan")) for s in table["steps"] if isinstance(s, dict))
     else:
         raise PlanError(f"pruning plan {path}: {_EXPECTED}")
-    plans = [plan for name, plan in steps if name == PruneStructured.name and plan]
+    names = {pass_.name for pass_ in _APPLIED_BY.values()}
+    plans = [plan for name, plan in steps if name in names and plan]
     if not plans:
         raise PlanError(
-            f"pruning plan {path}: the build that wrote it did not prune by {PruneStructured.name};"
-            " give the file of one that did"
+            f"pruning plan {path}: the build that wrote it did not prune by {_PRUNING}; give the "
+            "file of one that did"
         )
     return _merged(plans, path)
 
 
-def as_decisions(plan: Mapping[str, Any], recipe: Sequence[Pass]) -> list[Mapping[str, Any]]:
-    """What ``run_passes`` is to replay of a recipe: the plan, all of it in the first pruning."""
-    waiting = [plan]
-    return [
-        (waiting.pop() if waiting else _NOTHING) if isinstance(p, PruneStructured) else {}
-        for p in in_rounds(recipe)
-    ]
+def as_decisions(plan: Plan, recipe: Sequence[Pass]) -> list[Plan]:
+    """What ``run_passes`` is to replay of a recipe: all of a pass's part where it first stands."""
+    left = dict(plan)
+    decisions: list[Plan] = []
+    for pass_ in in_rounds(recipe):
+        part = next((part for part, by in _APPLIED_BY.items() if isinstance(pass_, by)), None)
+        if part is None or part not in plan:
+            decisions.append({})
+        else:
+            decisions.append({part: left.pop(part, [])})
+    return decisions
 
 
-def check_plan(recipe: Sequence[Pass], path: pathlib.Path, lock: object) -> None:
-    """Raise PlanError if no pass of the recipe can apply a plan, or a lock file already does.
+def check_plan(plan: Plan, recipe: Sequence[Pass], path: pathlib.Path, lock: object) -> None:
+    """Raise PlanError if a recipe cannot apply all of a plan, or a lock file already does.
 
     recipe: empty for the target's own.
     """
@@ -80,36 +91,68 @@ def check_plan(recipe: Sequence[Pass], path: pathlib.Path, lock: object) -> None
             f"pruning plan {path}: lock file {lock} has the plan of its build, too; give --lock to "
             "repeat that build, or --plan to cut another model alike"
         )
-    if not any(isinstance(p, PruneStructured) for p in recipe):
-        given = ", ".join(p.name for p in recipe) or "the passes of the target"
+    for part, by in _APPLIED_BY.items():
+        if plan.get(part) and not any(isinstance(p, by) for p in recipe):
+            given = ", ".join(p.name for p in recipe) or "the passes of the target"
+            raise PlanError(
+                f"pruning plan {path}: the recipe has no {by.name} to apply its {part}, but "
+                f"{given}; name the passes with --recipe"
+            )
+    if "groups" not in plan and any(isinstance(p, PruneStructured) and not p.ratio for p in recipe):
         raise PlanError(
-            f"pruning plan {path}: the recipe has no {PruneStructured.name} to apply it, but "
-            f"{given}; name the passes with --recipe"
+            f"pruning plan {path}: it has no groups for {PruneStructured.name}, which has no ratio "
+            f"either; set {PruneStructured.name}.ratio, or give a plan that has groups"
         )
 
 
-def _merged(plans: Sequence[Mapping[str, Any]], path: pathlib.Path) -> Mapping[str, Any]:
+def _merged(plans: Sequence[Plan], path: pathlib.Path) -> Plan:
     """One plan for several that were applied one after the other."""
-    groups: dict[str, dict[str, Any]] = {}
+    name = f"pruning plan {path}"
+    merged: dict[str, list[dict[str, Any]]] = {}
     try:
-        entries = [e for plan in plans for e in group_entries(plan, f"pruning plan {path}")]
+        for plan in plans:
+            if "groups" in plan:
+                _add_groups(merged.setdefault("groups", []), group_entries(plan, name), name)
+            if "blocks" in plan:
+                _add_blocks(merged.setdefault("blocks", []), block_entries(plan, name), name)
     except PassError as error:
         raise PlanError(str(error)) from error
+    cut = any(len(group["kept"]) < group["units"] for group in merged.get("groups", ()))
+    if not cut and not any(block["removed"] for block in merged.get("blocks", ())):
+        raise PlanError(
+            f"{name}: it cuts nothing, so the model would stay as it is; give the file of a build "
+            "that cut something, or leave --plan and the pruning out"
+        )
+    return merged
+
+
+def _add_groups(groups: list[dict[str, Any]], entries: Sequence[Plan], name: str) -> None:
+    """Cut further: the units of entries are those that the groups before them kept."""
+    known = {group["name"]: group for group in groups}
     for entry in entries:
-        before = groups.get(entry["name"])
+        before = known.get(entry["name"])
         if before is None:
-            groups[entry["name"]] = dict(entry)
+            groups.append(dict(entry))
         elif entry["units"] == len(before["kept"]):
             before["kept"] = [before["kept"][unit] for unit in entry["kept"]]
         else:
             raise PlanError(
-                f"pruning plan {path}: damaged: group '{entry['name']}' has {entry['units']} "
-                f"units where {len(before['kept'])} were kept before; take the file of its build "
-                "again"
+                f"{name}: damaged: group '{entry['name']}' has {entry['units']} units where "
+                f"{len(before['kept'])} were kept before; take the file of its build again"
             )
-    if all(len(group["kept"]) == group["units"] for group in groups.values()):
-        raise PlanError(
-            f"pruning plan {path}: it cuts nothing, so the model would stay as it is; give the "
-            f"file of a build that cut something, or leave --plan and {PruneStructured.name} out"
-        )
-    return {"groups": list(groups.values())}
+
+
+def _add_blocks(blocks: list[dict[str, Any]], entries: Sequence[Plan], name: str) -> None:
+    """Remove more of the blocks that the model had before the first of them went."""
+    known = {block["result"]: block for block in blocks}
+    for entry in entries:
+        before = known.get(entry["result"])
+        if before is not None:
+            before["removed"] = entry["removed"]
+        elif not known:
+            blocks.append(dict(entry))
+        elif entry["removed"]:
+            raise PlanError(
+                f"{name}: block '{entry['name']}' became one only when others had gone, and a plan "
+                "goes all at once; give the file of a build that has prune-blocks once"
+            )

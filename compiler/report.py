@@ -196,12 +196,37 @@ class PruningPlan:
 
 
 @dataclass(frozen=True)
+class ResidualBlock:
+    """A branch of a sum, and whether it went.
+
+    name: of the sum. result, shortcut: the values that it makes, and that goes on without it.
+    nodes, weights: how many went or would go. importance: lowest matters least; None where it was
+    not measured.
+    """
+
+    name: str
+    result: str
+    shortcut: str
+    nodes: int
+    weights: int
+    importance: float | None
+    removed: bool
+
+
+@dataclass(frozen=True)
+class DepthPlan:
+    """The residual blocks that a step found; its JSON data is as that of ``PruningPlan``."""
+
+    blocks: tuple[ResidualBlock, ...]
+
+
+@dataclass(frozen=True)
 class Step:
     """One pass of the recipe.
 
     changed: places changed. size_bytes, latency_ms: of the model after the step.
     sqnr_db: of the model's outputs against the reference after the step. plan: of a pass that
-    cut units, None of others.
+    cut units or blocks, None of others.
     """
 
     name: str
@@ -213,7 +238,7 @@ class Step:
     sqnr_db: float | None = None
     latency_ms: float | None = None
     findings: tuple[str, ...] = ()
-    plan: PruningPlan | None = None
+    plan: PruningPlan | DepthPlan | None = None
 
 
 @dataclass(frozen=True)

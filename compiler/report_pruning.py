@@ -1,4 +1,4 @@
-"""The part of the report's page that says what was pruned: of each group, how much is left.
+"""The part of the report's page that says what was pruned: units of groups, and residual blocks.
 
 Left out: which units stay. That is the plan, in report.json under the step, to be applied again
 by ``edgec build --plan``.
@@ -8,25 +8,51 @@ from __future__ import annotations
 
 from edgec import report_format as words
 from edgec import report_markup as html
-from edgec.report import PruningPlan, Report
+from edgec.report import DepthPlan, PruningPlan, Report
 
 _SHOWN = 12  # rows of a table that is not folded up
+_GROUPS = (
+    "Groups: units that can only be cut together, by the node that makes them first. Which ones "
+    "stay is in report.json."
+)
+_BLOCKS = (
+    "Blocks: branches that are added to a stream, by the node that adds them, and how much the "
+    "model misses each by itself."
+)
+_AGAIN = "<code>edgec build --plan report.json</code> cuts another model alike."
 
 
 def pruning_section(report: Report) -> str:
-    """A table for each step that cut units; empty if none did."""
-    plans = [(i, s.plan) for i, s in enumerate(report.steps, start=1) if s.plan and s.plan.groups]
+    """A table for each step that cut units or blocks; empty if none did."""
+    plans = [(i, s.plan) for i, s in enumerate(report.steps, start=1) if _has_cut(s.plan)]
     if not plans:
         return ""
-    note = (
-        "Units that can only be cut together, by the node that makes them first. Which ones stay "
-        "is in report.json; <code>edgec build --plan report.json</code> cuts another model alike."
-    )
-    content = "".join(_table(step, plan, alone=len(plans) == 1) for step, plan in plans)
-    return html.section("What was pruned", note, content)
+    kinds = {type(plan) for _, plan in plans}
+    notes = [note for kind, note in ((PruningPlan, _GROUPS), (DepthPlan, _BLOCKS)) if kind in kinds]
+    content = "".join(_part(step, plan, alone=len(plans) == 1) for step, plan in plans)
+    return html.section("What was pruned", " ".join((*notes, _AGAIN)), content)
 
 
-def _table(step: int, plan: PruningPlan, *, alone: bool) -> str:
+def _has_cut(plan: PruningPlan | DepthPlan | None) -> bool:
+    if isinstance(plan, DepthPlan):
+        return any(block.removed for block in plan.blocks)
+    return plan is not None and bool(plan.groups)
+
+
+def _part(step: int, plan: PruningPlan | DepthPlan | None, *, alone: bool) -> str:
+    """The table of a step, folded up if it is long."""
+    if isinstance(plan, DepthPlan):
+        amount, noun, table = len(plan.blocks), "block", _blocks(plan)
+    else:
+        assert plan is not None  # it has cut something
+        amount, noun, table = len(plan.groups), "group", _groups(plan)
+    heading = "" if alone else f"<h3>Step {step}</h3>"
+    if amount > _SHOWN:
+        table = html.details(words.count(amount, noun), table)
+    return heading + table
+
+
+def _groups(plan: PruningPlan) -> str:
     rows = [
         [
             html.Cell(html.code(group.name), "lead"),
@@ -37,11 +63,21 @@ def _table(step: int, plan: PruningPlan, *, alone: bool) -> str:
         ]
         for group in plan.groups
     ]
-    table = html.table(("Group", "Kind", "Units", "Kept", ""), rows, kind="dense")
-    heading = "" if alone else f"<h3>Step {step}</h3>"
-    if len(rows) > _SHOWN:
-        table = html.details(words.count(len(rows), "group"), table)
-    return heading + table
+    return html.table(("Group", "Kind", "Units", "Kept", ""), rows, kind="dense")
+
+
+def _blocks(plan: DepthPlan) -> str:
+    rows = [
+        [
+            html.Cell(html.code(block.name), "lead"),
+            html.Cell(f"{block.nodes:,}", "right"),
+            html.Cell(f"{block.weights:,}", "right"),
+            html.Cell("" if block.importance is None else f"{block.importance:.3g}", "right"),
+            html.Cell("gone" if block.removed else "kept"),
+        ]
+        for block in plan.blocks
+    ]
+    return html.table(("Block", "Nodes", "Weights", "Importance", ""), rows, kind="dense")
 
 
 def _share(kept: float) -> str:

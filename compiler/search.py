@@ -44,8 +44,8 @@ def search(
 ) -> Found:
     """Try the candidates in order of preference until one keeps every promise.
 
-    seconds: no further trial is begun after this time; the first is always made. plan: what
-    prune-structured is to cut; without one, a share that was not given is searched, too.
+    seconds: no further trial is begun after this time; the first is always made. plan: what the
+    pruning passes are to cut; without one, a share that was not given is searched, too.
     """
     context = replace(context, work=journal.work)
     deadline = time.monotonic() + seconds

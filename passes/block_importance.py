@@ -39,7 +39,7 @@ def block_importance(
     if context.calibration is None or not len(context.calibration):
         raise PassError(
             "prune-blocks needs calibration data to see which blocks matter least: give some "
-            "dozen typical inputs, or a lock with the plan of an earlier run"
+            "dozen typical inputs, or --plan with the lock file or report.json of an earlier build"
         )
     samples = list(itertools.islice(context.calibration, SAMPLES))
     if how == "similarity":

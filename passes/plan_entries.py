@@ -1,6 +1,8 @@
 """The entries of a pruning plan, held against what they have to be: a plan may be written by hand.
 
-    {"groups": [{"name": "/layer1/conv1/Conv", "kind": "channel", "units": 64, "kept": [0, 2]}]}
+    {"groups": [{"name": "/layer1/conv1/Conv", "kind": "channel", "units": 64, "kept": [0, 2]}],
+     "blocks": [{"name": "/layer.0/Add", "result": "add_3", "shortcut": "layer_norm",
+                 "nodes": 22, "weights": 591360, "removed": true}]}
 
 Whether a plan fits a model is for the pass to say that applies it.
 """
@@ -14,17 +16,27 @@ from edgec.passes.contract import PassError
 from edgec.passes.dimension_groups import Kind
 
 Entry = Mapping[str, Any]
+Fields = Mapping[str, tuple[str, Callable[[Any], bool]]]
 
 _DO = "correct the plan, or take it from the files of its build again"
 _SHOWN = 40  # characters of a wrong value
 
 # what a field has to be, in words and as a test
 _TEXT = ("a text", lambda value: isinstance(value, str))
-_GROUP: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+_GROUP: Fields = {
     "name": _TEXT,
     "kind": (" or ".join(get_args(Kind)), lambda value: value in get_args(Kind)),
     "units": ("a whole number above 0", lambda value: _is_whole(value) and value > 0),
     "kept": ("a list of unit numbers", lambda value: isinstance(value, list)),
+}
+_COUNT = ("a whole number, 0 or more", lambda value: _is_whole(value) and value >= 0)
+_BLOCK: Fields = {
+    "name": _TEXT,
+    "result": _TEXT,
+    "shortcut": _TEXT,
+    "nodes": _COUNT,
+    "weights": _COUNT,
+    "removed": ("true or false", lambda value: isinstance(value, bool)),
 }
 
 
@@ -33,7 +45,7 @@ def group_entries(plan: Entry, name: str = "the pruning plan") -> list[Entry]:
 
     Raises PassError for one that is damaged.
     """
-    found = []
+    found: list[Entry] = []
     for where, entry in _entries(plan, "groups", _GROUP, "name", name):
         units, kept = entry["units"], entry["kept"]
         seen: set[int] = set()
@@ -50,10 +62,18 @@ def group_entries(plan: Entry, name: str = "the pruning plan") -> list[Entry]:
     return found
 
 
+def block_entries(plan: Entry, name: str = "the pruning plan") -> list[Entry]:
+    """The residual blocks of a plan. name: of the plan in errors.
+
+    Raises PassError for one that is damaged.
+    """
+    return [entry for _, entry in _entries(plan, "blocks", _BLOCK, "result", name)]
+
+
 def _entries(
     plan: Entry,
     key: str,
-    fields: Mapping[str, tuple[str, Callable[[Any], bool]]],
+    fields: Fields,
     unique: str,
     name: str,
 ) -> list[tuple[str, Entry]]:

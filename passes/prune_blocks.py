@@ -24,6 +24,7 @@ import onnx_ir as ir
 from edgec.passes.block_importance import Measure, block_importance
 from edgec.passes.contract import Context, PassError, Result, Skip, Stage
 from edgec.passes.matching import bypass_identities, is_op
+from edgec.passes.plan_entries import block_entries
 from edgec.passes.residual_blocks import Block, find_blocks, remove_blocks
 from edgec.passes.weights import check_skip
 from edgec_runtime.errors import suggestion
@@ -170,20 +171,17 @@ def replayed(plan: Mapping[str, Any], found: Sequence[Block]) -> list[Block]:
     """
     known = {block.result: block for block in found}
     removed = []
-    try:
-        for entry in plan["blocks"]:
-            block = known.get(entry["result"])
-            size = (entry["shortcut"], entry["nodes"], entry["weights"])
-            if block is None or (block.shortcut, len(block.nodes), block.weights) != size:
-                raise PassError(
-                    f"the plan has a residual block '{entry['name']}' of {entry['nodes']} nodes "
-                    f"and {entry['weights']} weights, which this model does not have: it was made "
-                    "for another architecture; build without it"
-                )
-            if entry["removed"]:
-                removed.append(block)
-    except (KeyError, TypeError) as error:
-        raise PassError(f"the pruning plan is damaged: {error!r}; build without it") from error
+    for entry in block_entries(plan):
+        block = known.get(entry["result"])
+        size = (entry["shortcut"], entry["nodes"], entry["weights"])
+        if block is None or (block.shortcut, len(block.nodes), block.weights) != size:
+            raise PassError(
+                f"the plan has a residual block '{entry['name']}' of {entry['nodes']} nodes "
+                f"and {entry['weights']} weights, which this model does not have: it was made "
+                "for another architecture; build without it"
+            )
+        if entry["removed"]:
+            removed.append(block)
     return removed
 
 

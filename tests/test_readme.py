@@ -110,6 +110,7 @@ def report_fields(cls: type, prefix: str) -> typing.Iterator[str]:
         inner = [t for t in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(t)]
         many = "[]" if typing.get_origin(hint) is tuple else ""
         if inner:
-            yield from report_fields(inner[0], f"{prefix}{field.name}{many}.")
+            for one in inner:
+                yield from report_fields(one, f"{prefix}{field.name}{many}.")
         else:
             yield f"{prefix}{field.name}"

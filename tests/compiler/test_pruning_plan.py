@@ -14,18 +14,19 @@ import pytest
 import small_models
 import torch
 from made_up_report import HOSTILE, full_report
+from residual_graphs import custom
 from torch import nn
 
 import edgec
 from edgec.errors import EdgecError, LockError, PassError, PlanError
 from edgec.journal import Journal
-from edgec.passes import PruneStructured
+from edgec.passes import PruneBlocks, PruneStructured
 from edgec.passes.execution import graph_bytes
 from edgec.pipeline import run_passes
 from edgec.promise import Limits
-from edgec.pruning_plan import as_decisions, read_plan
+from edgec.pruning_plan import as_decisions, check_plan, read_plan
 from edgec.recipe import load_recipe
-from edgec.report import PrunedGroup, PruningPlan, Trial
+from edgec.report import DepthPlan, PrunedGroup, PruningPlan, ResidualBlock, Trial
 from edgec.report_format import trial_rows
 from edgec.report_html import render_html
 from edgec.search import search
@@ -174,6 +175,121 @@ def test_trials_of_shares_show_them() -> None:
     assert "pruned share" not in trial_rows(given)[0]
 
 
+def block(name: str, *, removed: bool, importance: float | None = 0.01) -> ResidualBlock:
+    return ResidualBlock(name, f"{name}_sum", "x", 2, 1024, importance, removed)
+
+
+def test_the_page_tells_which_blocks_went() -> None:
+    report = full_report()
+    plan = DepthPlan((block(HOSTILE, removed=True), block("b", removed=False, importance=None)))
+    steps = (replace(report.steps[0], plan=plan), *report.steps[1:])
+    page = render_html(replace(report, steps=steps))
+    text = page[page.index("What was pruned") :].partition("</section>")[0]
+    assert ">gone<" in text and ">kept<" in text and ">0.01<" in text and ">1,024<" in text
+    assert "Blocks: " in text and "Groups: " not in text and "--plan report.json" in text
+    assert "<script>alert" not in text
+    kept = replace(steps[0], plan=DepthPlan((block("b", removed=False),)))
+    assert "What was pruned" not in render_html(replace(report, steps=(kept,)))
+
+
+def wide_tower(seed: int) -> ir.Model:
+    """Two residual branches of two layers; the width within a branch is a group."""
+    text = " ".join(
+        f"[up{i}] u{i} = MatMul (s{i}, w{a}) [down{i}] d{i} = MatMul (u{i}, w{b}) "
+        f"[block{i}] s{i + 1} = Add (s{i}, d{i})"
+        for i, (a, b) in enumerate(("ab", "cd"))
+    )
+    shapes = {"wa": (16, 32), "wb": (32, 16), "wc": (16, 32), "wd": (32, 16)}
+    weights = {
+        n: graphs.weight(*shape, seed=seed + i) for i, (n, shape) in enumerate(shapes.items())
+    }
+    return custom(f"s0 = Relu (x) {text} y = Relu (s2)", **weights)
+
+
+def test_one_file_has_the_plan_of_both_prunings(tmp_path: pathlib.Path) -> None:
+    """Blocks and units of a model go from another one of its architecture, without data."""
+    model, other = wide_tower(0), wide_tower(40)
+    feeds = {"x": graphs.feed(2, 5, 16)}
+    recipe = (PruneBlocks(blocks=1), PruneStructured(ratio=0.5))
+    first = run_passes(recipe, graphs.context(model, calibration=[feeds]), [feeds])
+    steps = [{"name": s.pass_.name, "plan": dict(s.result.decisions)} for s in first]
+    (tmp_path / "report.json").write_text(json.dumps({"steps": steps}))
+    plan = read_plan(tmp_path / "report.json")
+    (tmp_path / "bare.json").write_text(json.dumps(plan))
+    assert read_plan(tmp_path / "bare.json") == plan and sorted(plan) == ["blocks", "groups"]
+    asked = (PruneBlocks(), PruneStructured())
+    check_plan(plan, asked, tmp_path / "report.json", None)
+    again = run_passes(asked, graphs.context(other), [feeds], as_decisions(plan, asked))
+    shapes = [
+        {n: v.shape for n, v in steps[-1].model.graph.initializers.items()}
+        for steps in (first, again)
+    ]
+    assert shapes[0] == shapes[1] and len(shapes[0]) == 2
+    (gone,) = (entry["name"] for entry in plan["blocks"] if entry["removed"])
+    assert gone not in {node.name for node in again[0].model.graph}
+
+
+def test_blocks_of_two_steps_are_one_plan(tmp_path: pathlib.Path) -> None:
+    model, feeds = wide_tower(0), {"x": graphs.feed(2, 5, 16)}
+    context = graphs.context(model, calibration=[feeds])
+    steps = run_passes((PruneBlocks(blocks=1), PruneBlocks(blocks=2)), context, [feeds])
+    entries = [{"name": "prune-blocks", "plan": dict(s.result.decisions)} for s in steps]
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps({"steps": entries}))
+    plan = read_plan(path)
+    assert [entry["removed"] for entry in plan["blocks"]] == [True, True]
+    recipe = (PruneBlocks(), PruneBlocks())
+    assert as_decisions(plan, recipe) == [plan, {"blocks": []}]
+    again = run_passes(recipe, graphs.context(model), [feeds], as_decisions(plan, recipe))
+    assert graph_bytes(again[-1].model) == graph_bytes(steps[-1].model)
+    entries[1]["plan"]["blocks"].append(entries[1]["plan"]["blocks"][0] | {"result": "new"})
+    path.write_text(json.dumps({"steps": entries}))
+    with pytest.raises(PlanError, match="became one only when others had gone"):
+        read_plan(path)
+
+
+@pytest.mark.slow
+def test_a_build_reports_its_blocks_and_another_removes_them_from_a_retrained_model(
+    tmp_path: pathlib.Path,
+) -> None:
+    def tower(seed: int) -> edgec.Source:
+        torch.manual_seed(seed)
+        module = nn.ModuleList([nn.Linear(16, 16) for _ in range(3)])
+
+        class Tower(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.layers = module
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                for layer in self.layers:
+                    x = x + layer(x).relu()
+                return x
+
+        return edgec.Source(Tower(), (torch.zeros(1, 16),), input_names=("x",), name="tower")
+
+    data = [{"x": graphs.feed(1, 16, seed=seed)} for seed in range(8)]
+    options = {**OPTIONS, "recipe": "cleanup,fuse,prune-blocks"}
+    edgec.build(
+        tower(0),
+        output=tmp_path / "first",
+        calibration=lambda: data,
+        settings=["prune-blocks.blocks=1"],
+        **options,
+    )
+
+    def blocks(folder: str) -> list[tuple[str, bool]]:
+        steps = json.loads((tmp_path / folder / "report.json").read_text())["steps"]
+        return [(b["name"], b["removed"]) for b in steps[2]["plan"]["blocks"]]
+
+    assert sum(removed for _, removed in blocks("first")) == 1
+    assert "What was pruned" in (tmp_path / "first/report.html").read_text()
+    (lock,) = (tmp_path / "first").glob("*.lock.json")
+    for number, plan in enumerate((tmp_path / "first/report.json", lock)):
+        edgec.build(tower(number + 1), output=tmp_path / f"new{number}", plan=plan, **options)
+        assert blocks(f"new{number}") == blocks("first")
+
+
 def group(kept: str) -> str:
     return f'{{"groups": [{{"name": "a", "kind": "hidden", "units": 4, "kept": {kept}}}]}}'
 
@@ -189,7 +305,7 @@ def step(plan: str) -> str:
         ("{", PlanError, "plan.json: not JSON"),
         ("[1]", PlanError, "expected the lock file or report.json"),
         ('{"target": "x"}', PlanError, "expected the lock file or report.json"),
-        ('{"steps": []}', PlanError, "did not prune by prune-structured"),
+        ('{"steps": []}', PlanError, "did not prune by prune-structured or prune-blocks"),
         ('{"steps": [{"name": "fuse", "plan": null}, 7]}', PlanError, "did not prune by"),
         ('{"lock_version": 1}', LockError, "changed by hand"),
         ('{"groups": 7}', PlanError, "plan.json: groups is 7, expected a list"),
@@ -201,6 +317,8 @@ def step(plan: str) -> str:
         (group("[]"), PlanError, "kept is empty, expected at least one of 4 units"),
         (group("[3, 2, 1, 0]"), PlanError, "it cuts nothing, so the model would stay as it is"),
         ('{"groups": []}', PlanError, "it cuts nothing, so the model would stay as it is"),
+        ('{"blocks": []}', PlanError, "it cuts nothing, so the model would stay as it is"),
+        ('{"groups": [], "blocks": 7}', PlanError, "plan.json: blocks is 7, expected a list"),
         (step('{"groups": []}'), PlanError, "it cuts nothing, so the model would stay as it is"),
     ],
 )
@@ -220,8 +338,8 @@ def test_a_plan_needs_a_pass_to_apply_it_and_no_lock(
     lock, plan, _ = files(earlier)
     given = source(small_models.cnn())
     refused = (
-        ({"recipe": "cleanup,fuse"}, "no prune-structured to apply it, but cleanup, fuse"),
-        ({}, "no prune-structured to apply it, but the passes of the target"),
+        ({"recipe": "cleanup,fuse"}, "no prune-structured to apply its groups, but cleanup, fuse"),
+        ({}, "no prune-structured to apply its groups, but the passes of the target"),
         ({"lock": lock, "recipe": RECIPE}, "lock file .* has the plan of its build, too"),
     )
     for options, message in refused:
@@ -230,15 +348,26 @@ def test_a_plan_needs_a_pass_to_apply_it_and_no_lock(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_recipe_has_to_apply_all_of_a_plan_and_leave_nothing_open() -> None:
+    path = pathlib.Path("plan.json")
+    blocks = {"blocks": [{"removed": True}]}
+    both = {**blocks, "groups": [{"kept": [0]}]}
+    ratio = PruneStructured(ratio=0.5)
+    check_plan(blocks, (PruneBlocks(), ratio), path, None)
+    check_plan({"blocks": [], "groups": [{}]}, (PruneStructured(),), path, None)
+    with pytest.raises(PlanError, match="no prune-blocks to apply its blocks, but prune-struc"):
+        check_plan(both, (ratio,), path, None)
+    with pytest.raises(PlanError, match="no groups for prune-structured, which has no ratio"):
+        check_plan(blocks, (PruneBlocks(), PruneStructured()), path, None)
+
+
 @pytest.mark.slow
 def test_a_plan_of_another_architecture_is_one_clear_error(
     earlier: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     wider = small_models.cnn()
     wider[5], wider[9] = nn.Conv2d(16, 40, 1), nn.Linear(40, 10)
-    with pytest.raises(
-        PassError, match="32 units of kind .* which this model does not have.*architecture"
-    ):
+    with pytest.raises(PassError, match="32 units of kind .* which this model does not have"):
         edgec.build(
             source(wider), output=tmp_path, recipe=RECIPE, plan=files(earlier)[0], **OPTIONS
         )

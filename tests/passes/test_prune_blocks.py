@@ -218,7 +218,7 @@ def test_a_model_without_residual_blocks_needs_no_data_and_is_left_alone():
 @pytest.mark.parametrize("data", [None, Samples([])])
 def test_without_data_there_is_no_choice(data):
     model = tower()
-    with pytest.raises(PassError, match="needs calibration data to see which blocks matter"):
+    with pytest.raises(PassError, match="needs calibration data .* or --plan with the lock file"):
         PruneBlocks().run(model, graphs.context(model, calibration=data))
 
 
@@ -298,12 +298,15 @@ def entry(**changes):
         ([entry(nodes=3)], "made for another architecture"),
         ([entry(shortcut="x")], "made for another architecture"),
         ([entry(shortcut="x", removed=False)], "made for another architecture"),
-        ([{"name": "block0"}], "damaged"),
-        ([entry(result=[])], "damaged"),
-        (7, "damaged"),
+        ([{"name": "block0"}], r"blocks\[0\] \('block0'\) has no result, expected a text"),
+        ([entry(result=[])], r"result is \[\], expected a text"),
+        ([entry(removed="no")], "removed is 'no', expected true or false"),
+        ([entry(nodes=2.5)], "nodes is 2.5, expected a whole number, 0 or more"),
+        ([entry(), entry()], "it stands there twice, expected another result for each"),
+        (7, "the pruning plan: blocks is 7, expected a list"),
     ],
 )
-def test_a_plan_for_another_model_is_refused(blocks, message):
+def test_a_plan_for_another_model_or_a_damaged_one_is_refused(blocks, message):
     model = tower()
     with pytest.raises(PassError, match=message):
         PruneBlocks().run(model, graphs.context(model, lock={"blocks": blocks}))

@@ -454,11 +454,11 @@ def entry(**changes):
     [
         (
             [entry(name="b")],
-            "cuts group 'b' of 16 units of kind 'hidden', which this model does not have",
+            "group 'b' of 16 units of kind 'hidden', which this model does not have",
         ),
         (
             [entry(units=12)],
-            "cuts group 'a' of 12 units of kind 'hidden', which this model does not have",
+            "group 'a' of 12 units of kind 'hidden', which this model does not have",
         ),
         ([entry(kind="head")], "made for another architecture"),
         ([entry(kept=[16])], r"kept\[0\] is 16, expected a whole number from 0 to 15"),
