@@ -71,6 +71,7 @@ class PruneBlocks:
         if context.lock:
             decisions = dict(context.lock)
             removed = replayed(decisions, present.found)
+            self._check_plan(removed)
         else:
             limit = self._limit(total)
             budget = limit - before
@@ -91,6 +92,20 @@ class PruneBlocks:
             )
         return Result(model, len(removed), tuple(skipped), touched, decisions, findings)
 
+    def _check_plan(self, removed: Sequence[Block]) -> None:
+        """Raise PassError for a plan that removes a node of ``skip``."""
+        for block in removed:
+            named = self._named(block)
+            if named is not None:
+                raise PassError(
+                    f"prune-blocks: the plan removes block '{block.name}', but '{named}' is named "
+                    "in skip; take it out of skip, or keep the block in the plan"
+                )
+
+    def _named(self, block: Block) -> str | None:
+        """The first node of a block that ``skip`` names."""
+        return next((name for name in block.nodes if name in self.skip), None)
+
     def _limit(self, total: int) -> int:
         """How many of the reference's blocks go."""
         if self.blocks > total > 0:
@@ -106,7 +121,7 @@ class PruneBlocks:
         """The importance of the blocks that may go, by result."""
         allowed = []
         for block in found:
-            named = next((name for name in block.nodes if name in self.skip), None)
+            named = self._named(block)
             if named is None:
                 allowed.append(block)
             else:

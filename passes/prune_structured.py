@@ -32,7 +32,7 @@ from edgec.passes.pruned_latency import Costs, Prediction, held_to_account, pred
 from edgec.passes.refit import refit
 from edgec.passes.removal import Cut, remove
 from edgec.passes.unit_ranking import Ranked, across, structure
-from edgec.passes.weights import Refused, check_skip
+from edgec.passes.weights import Refused, check_skip, label
 from edgec_runtime.errors import suggestion
 
 Ranking = Literal["local", "global", "isomorphic", "latency"]
@@ -114,6 +114,7 @@ class PruneStructured:
         prediction = None
         if context.lock:
             cuts = replayed(context.lock, groups.found)
+            self._check_plan(model, cuts)
         else:
             ranked = list(self._ranked(model, groups.found, context, skipped))
             if self.ranking == "latency":
@@ -150,10 +151,10 @@ class PruneStructured:
         """The groups that may be cut, with the importance of their units."""
         weights = _initializers(model)
         dense = _sizes(context.reference)
-        allowed = []
+        allowed, stays = [], self._stays(model)
         for group in groups:
             try:
-                self._check(group)
+                self._check(group, stays)
                 allowed.append(group)
             except Refused as refused:
                 skipped.append(Skip(group.name, str(refused)))
@@ -232,15 +233,33 @@ class PruneStructured:
             except Refused as refused:
                 yield group, str(refused)
 
-    def _check(self, group: Group) -> None:
-        """Raise Refused for a group that is not to be cut."""
+    def _check_plan(self, model: ir.Model, cuts: Sequence[Cut]) -> None:
+        """Raise PassError for a plan that cuts what the settings say is not to be cut."""
+        stays = self._stays(model)
+        for cut in cuts:
+            try:
+                if cut.units:
+                    self._check(cut.group, stays)
+            except Refused as refused:
+                raise PassError(
+                    f"prune-structured: the plan cuts group '{cut.group.name}', but {refused}; "
+                    "change that setting, or take the group out of the plan"
+                ) from refused
+
+    def _stays(self, model: ir.Model) -> Mapping[str, str]:
+        """The nodes of ``skip``, by the names of their outputs."""
+        named = [node for node in model.graph.all_nodes() if label(node) in self.skip]
+        return {str(value.name): label(node) for node in named for value in node.outputs}
+
+    def _check(self, group: Group, stays: Mapping[str, str]) -> None:
+        """Raise Refused for a group that is not to be cut. stays: as ``_stays`` gives it."""
         if group.kind not in self.kinds:
             raise Refused(f"its units are of kind '{group.kind}', which kinds leaves out")
         if group.mixed and not self.mixed:
             raise Refused(f"{group.mixed}; mixed=true cuts it all the same")
-        for layer in group.layers:
-            if layer in self.skip:
-                raise Refused(f"'{layer}' is named in skip")
+        for part in group.shapes:
+            if part.name in stays:
+                raise Refused(f"'{stays[part.name]}' is named in skip")
 
     def _step(self, group: Group, multiple: int) -> int:
         """Units that go at a time, so that widths stay multiples."""

@@ -285,6 +285,14 @@ def test_the_plan_removes_the_same_blocks_from_a_retrained_model_without_data():
     assert set(result.model.graph.initializers) == {"wa", "wc", "we"}
 
 
+def test_a_plan_that_removes_a_node_named_in_skip_is_refused():
+    model, plan = tower(), dict(pruned(blocks=2).decisions)
+    context = graphs.context(model, lock=plan)
+    with pytest.raises(PassError, match="removes block 'block1', but 'block1' is named in skip"):
+        PruneBlocks(skip=("block1",)).run(model.clone(), context)
+    assert PruneBlocks(skip=("block0",)).run(model.clone(), context).decisions == plan
+
+
 def entry(**changes):
     known = {"name": "block0", "result": "s1", "shortcut": "s0", "nodes": 2, "weights": 256}
     return known | {"removed": True} | changes

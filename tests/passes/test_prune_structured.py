@@ -383,6 +383,43 @@ def test_a_layer_named_in_skip_keeps_its_width():
     assert [s.reason for s in result.skipped if s.node == "a"] == ["'a' is named in skip"]
 
 
+@pytest.mark.parametrize(
+    ("named", "kept"), [("Relu -> r", (16, 12)), ("Relu -> s", (12, 16)), ("z", (12, 12))]
+)
+def test_a_node_named_in_skip_that_hands_units_on_keeps_them(named, kept):
+    """A Relu's output has the units of the layer before it, that of the last layer has none."""
+    result = pruned(skip=(named,), round_to=4)
+    assert widths(result) == kept
+    reasons = [s.reason for s in result.skipped if "skip" in s.reason]
+    assert reasons == [f"'{named}' is named in skip"] * (kept != (12, 12))
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"skip": ("a",)}, "'a' is named in skip"),
+        ({"skip": ("Relu -> r",)}, "'Relu -> r' is named in skip"),
+        ({"kinds": ("channel",)}, "its units are of kind 'hidden', which kinds leaves out"),
+    ],
+)
+def test_a_plan_against_the_settings_is_refused(settings, reason):
+    plan = dict(pruned(round_to=4).decisions)
+    model = two_layers()
+    with pytest.raises(PassError, match=f"the plan cuts group 'a', but {reason}"):
+        PruneStructured(**settings).run(model, graphs.context(model, lock=plan))
+
+
+def test_a_plan_that_changes_a_mean_is_refused_unless_mixed_is_set():
+    model, _ = graphs.transformer()
+    plan = dict(pruned(model.clone(), mixed=True, round_to=8).decisions)
+    context = graphs.context(model, lock=plan)
+    with pytest.raises(
+        PassError, match="cuts group 'embed', but .* mixed=true cuts it"
+    ):
+        PruneStructured().run(model.clone(), context)
+    assert PruneStructured(mixed=True).run(model.clone(), context).decisions == plan
+
+
 def test_a_name_in_skip_that_is_no_node_is_an_error():
     with pytest.raises(PassError, match="skip names 'aa', no node of the model"):
         pruned(skip=("aa",))
