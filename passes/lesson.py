@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from edgec.passes.contract import Context, PassError
+from edgec.passes.contract import Context, PassError, Samples
 from edgec.passes.contract import Progress as Announce
-from edgec.passes.curriculum import Example, judged, lessons
+from edgec.passes.curriculum import LABEL, Example, judged, lessons
 from edgec.passes.learner import Learner
 from edgec.passes.losses import Losses
 from edgec.passes.stacks import Teacher, in_stacks, keeps_apart, rows
@@ -49,7 +49,9 @@ def train(twin: TorchGraph, model: ir.Model, context: Context, settings: Recover
         finding = f"nothing was trained: this graph in torch {apart}"
         return Outcome(0, math.inf, math.inf, findings=(finding,))
     workers.hand_out(task)
-    return lesson.train()
+    found = lesson.train()
+    told = lesson.told_of_labels(context.calibration_labels)
+    return replace(found, findings=(*found.findings, *told))
 
 
 def join_trainings(workers: Workers) -> None:
@@ -126,11 +128,22 @@ class Lesson:
             workers=workers,
             announce=self._announce,
         )
-        findings = [*outcome.findings, *self._idle(rates)]
-        if self._losses.labels:
-            weight = f"label_weight {settings.label_weight:g}"
-            findings.append(f"class labels '{self._losses.labels}' counted, too ({weight})")
-        return replace(outcome, findings=tuple(findings))
+        return replace(outcome, findings=(*outcome.findings, *self._idle(rates)))
+
+    def told_of_labels(self, given: Samples | None) -> list[str]:
+        """Which labels counted, and which did not, and why. given: all that the data has."""
+        losses, weight = self._losses, self._settings.label_weight
+        if not weight or given is None:
+            return []
+        first = next(iter(given), {})
+        told = [f"class labels '{losses.labels}' counted, too (label_weight {weight:g})"]
+        reasons = [
+            losses.unused(name, first[name].dtype)
+            for name in (LABEL, *self._twin.outputs)
+            if name in first
+        ]
+        unused = [f"labels were not used: {reason}" for reason in reasons if reason]
+        return [*(told if losses.labels else []), *unused]
 
     def _idle(self, rates: Mapping[str, float]) -> list[str]:
         """Which settings that are not at their defaults had nothing to work on here."""

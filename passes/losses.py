@@ -12,17 +12,21 @@ Left out: attention maps, hints chosen by hand, projections over more than one a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx_ir as ir
 
 from edgec.passes.contract import Feeds, PassError
 from edgec.passes.curriculum import LABEL, UNKNOWN, Example
 from edgec.passes.execution import open_session, run_feeds
+from edgec.passes.head import find_head
 from edgec.passes.relations import last_layer_inputs, relation_errors
 from edgec.passes.responses import (
+    Kind,
     distance_of,
     kind_of,
     log_probabilities,
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
 
 LAYERS = frozenset({"Add", "Conv", "ConvTranspose", "Gemm", "LayerNormalization", "MatMul"})
 PROJECTION_RATE = 0.003  # Adam's, of learned projections
+_FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 _RELATED = 3  # samples that an angle needs
 
 
@@ -72,7 +77,7 @@ class Losses:
         answers are of another shape, and for a loss that has nothing to work on.
         """
         self._settings = settings
-        self._kinds = {str(v.name): kind_of(v) for v in model.graph.outputs}
+        self._kinds = _kinds(model, example if settings.label_weight else Example({}))
         self._related = None
         if settings.distance_weight or settings.angle_weight:
             self._related = _related(model, reference)
@@ -83,6 +88,8 @@ class Losses:
             for graph, own in ((model, ours), (reference, theirs))
         )
         _check_answers(tuple(self._kinds), student, teacher)
+        if settings.label_weight:
+            self._kinds |= _labelled_head((model, reference), self._kinds, student, example)
         shared = [_shared(name, student[name], teacher[name]) for name in names]
         self._shared = _spread([s for s in shared if s is not None], settings.features)
         if settings.teacher and settings.features and settings.feature_weight and not self._shared:
@@ -199,9 +206,29 @@ class Losses:
     def _teaches(self) -> bool:
         return bool(self._settings.response_weight or self._shared or self._related)
 
+    def unused(self, name: str, dtype: np.dtype[Any]) -> str:
+        """Why labels of that name do not count; empty if they do. dtype: theirs."""
+        outputs = self._outputs_of_classes()
+        if name == self.labels:
+            return ""
+        if dtype.kind not in "iu":
+            return f"'{name}' is {dtype}, and classes are integers"
+        if self.labels:
+            return f"'{self.labels}' counts, and '{name}' not beside it"
+        if name == LABEL and len(outputs) > 1:
+            names = ", ".join(f"'{output}'" for output in outputs)
+            return f"outputs {names} are of classes; name '{LABEL}' like the one that it is for"
+        return (
+            "no output is of classes (a Softmax or LogSoftmax over the last axis, a matrix product "
+            "of rank 2, or a head with one label for each row of scores)"
+        )
+
+    def _outputs_of_classes(self) -> list[str]:
+        return [name for name, kind in self._kinds.items() if kind != "numbers"]
+
     def _class_labels(self, example: Example) -> tuple[str, str] | None:
         """The output of classes and the key of its labels; None where there is no such pair."""
-        outputs = [name for name, kind in self._kinds.items() if kind != "numbers"]
+        outputs = self._outputs_of_classes()
         for name in outputs:
             if name in example.labels:
                 return name, name
@@ -240,6 +267,40 @@ class Losses:
             value, self._projections[shared.name], dims=([shared.axis], [1])
         ).movedim(-1, shared.axis)
         return wide
+
+
+def _kinds(model: ir.Model, example: Example) -> dict[str, Kind]:
+    """How each output is compared. Of several, labels of its name say that one is of classes."""
+    outputs = model.graph.outputs
+    sole = sum(v.dtype in _FLOATS for v in outputs) == 1
+    return {str(v.name): kind_of(v, sole=sole or v.name in example.labels) for v in outputs}
+
+
+def _labelled_head(
+    graphs: Sequence[ir.Model],
+    kinds: Mapping[str, Kind],
+    shapes: Mapping[str, tuple[int, ...]],
+    example: Example,
+) -> dict[str, Kind]:
+    """The output of a head with one label for each row of scores, if it passes for numbers.
+
+    graphs: the student, and the teacher, whose head is the same where a quantized one is hidden.
+    """
+    for graph in graphs:
+        try:
+            head = find_head(graph)
+        except PassError:
+            continue
+        if kinds.get(head.output) != "numbers":
+            continue
+        shape = shapes[head.output]
+        labels = example.labels.get(head.output, example.labels.get(LABEL))
+        classes_last = head.class_axis(len(shape)) == len(shape) - 1
+        if labels is None or not classes_last or shape[-1] != head.classes or shape[-1] < 2:
+            continue
+        if labels.size == math.prod(shape[:-1]):
+            return {head.output: head.kind}
+    return {}
 
 
 def _check_answers(

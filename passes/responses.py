@@ -11,28 +11,59 @@ from typing import TYPE_CHECKING, Literal
 
 import onnx_ir as ir
 
+from edgec.passes.matching import is_op
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 Kind = Literal["probabilities", "logits", "numbers"]
 
 _LEAST_PROBABILITY = 1e-9
+_CARRIERS = frozenset(
+    {"Cast", "DequantizeLinear", "Flatten", "Identity", "QuantizeLinear", "Reshape", "Squeeze"}
+)
 
 
-def kind_of(output: ir.Value) -> Kind:
-    """How an output is compared: as probabilities, logits or numbers."""
-    node = output.producer()
-    while node is not None and node.op_type in {"Reshape", "Squeeze", "Identity", "Flatten"}:
-        node = node.inputs[0].producer() if node.inputs[0] is not None else None
-    if node is not None and node.op_type == "DequantizeLinear" and node.inputs[0] is not None:
-        quantizer = node.inputs[0].producer()
-        source = quantizer.inputs[0] if quantizer is not None else None
-        node = source.producer() if source is not None else None
-    op = "" if node is None else node.op_type
-    if op == "Softmax":
-        return "probabilities"
-    rank = 0 if output.shape is None else len(output.shape)
-    return "logits" if op in {"Gemm", "MatMul", "Add"} and rank == 2 else "numbers"
+def kind_of(output: ir.Value, *, sole: bool = True) -> Kind:
+    """How an output is compared: as probabilities, logits or numbers.
+
+    Classes are along the last axis of two and more: of a Softmax or a LogSoftmax over it, and, if
+    it is the sole output of floating-point numbers, of a matrix product of rank 2 with its bias.
+    `edgec.agreement` judges a build by the same tests.
+    """
+    shape, node = output.shape, _source(output)
+    if node is None or (shape and shape[-1] == 1):  # softmax of one number is always 1
+        return "numbers"
+    if is_op(node, "Softmax", "LogSoftmax"):
+        before = node.outputs[0].shape
+        axis = node.attributes.get_int("axis", -1)
+        if axis != -1 and (before is None or axis != len(before) - 1):
+            return "numbers"
+        return "probabilities" if is_op(node, "Softmax") else "logits"
+    of_rank_2 = shape is not None and len(shape) == 2
+    return "logits" if sole and of_rank_2 and _is_product(node) else "numbers"
+
+
+def _is_product(node: ir.Node) -> bool:
+    """True for a matrix product, also one with a bias, or of integers and scaled back."""
+    if not is_op(node, "Add", "Sub"):  # quantize-static subtracts a bias
+        return is_op(node, "Gemm", "MatMul")
+    for before in (_source(value) for value in node.inputs):
+        factors = before.inputs if is_op(before, "Mul") and before is not None else ()
+        if is_op(before, "Gemm", "MatMul") or any(
+            is_op(_source(factor), "MatMulInteger") for factor in factors
+        ):
+            return True
+    return False
+
+
+def _source(value: ir.Value | None) -> ir.Node | None:
+    """The node that computes the numbers, past operators that only carry or round them."""
+    node = None if value is None else value.producer()
+    while node is not None and node.op_type in _CARRIERS:
+        value = node.inputs[0]
+        node = None if value is None else value.producer()
+    return node
 
 
 def response_error(kind: Kind, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

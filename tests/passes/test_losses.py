@@ -13,7 +13,7 @@ from edgec.passes import PassError, Recover
 from edgec.passes.curriculum import UNKNOWN, Example, examples, joined, lessons
 from edgec.passes.losses import Losses
 from edgec.passes.relations import last_layer_inputs, relation_errors
-from edgec.passes.responses import distance_of, kind_of, response_error
+from edgec.passes.responses import distance_of, response_error
 from edgec.passes.teacher import load_teacher
 
 OFF = Recover(response_weight=0, feature_weight=0, label_weight=0, distance_weight=1)
@@ -230,11 +230,6 @@ def test_a_teacher_without_shared_names_is_refused_where_features_are_asked_for(
         losses(Recover(teacher="t.onnx"), classifier(), stranger)
     made = losses(Recover(teacher="t.onnx", feature_weight=0), classifier(), stranger)
     assert made.features == ()
-
-
-def test_outputs_of_classes_are_told_from_numbers():
-    assert kind_of(classifier().graph.outputs[0]) == "logits"
-    assert kind_of(graphs.transformer()[0].graph.outputs[0]) == "numbers"
 
 
 def test_doubt_is_what_the_likeliest_class_lacks():

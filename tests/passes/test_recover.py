@@ -190,6 +190,28 @@ def test_settings_that_find_nothing_to_work_on_are_told():
     assert not any("no effect" in f for f in Recover().run(model.clone(), context).findings)
 
 
+@pytest.mark.parametrize(
+    ("last", "labels", "told"),
+    [
+        ("y = Softmax (l)", np.array([1]), "class labels 'label' counted, too (label_weight 0.1)"),
+        ("y = Tanh (l)", np.array([1]), "labels were not used: no output is of classes"),
+        ("y = Softmax (l)", np.array([1.0]), "labels were not used: 'label' is float64"),
+    ],
+)
+def test_whether_labels_count_is_told_at_the_default_weight(last, labels, told):
+    text = f"net (float[n, 4] x) => (float[n, 3] y) {{ l = Gemm (x, w, b)\n {last} }}"
+    student, teacher = (
+        graphs.graph(text, {"w": graphs.weight(4, 3, seed=i), "b": graphs.feed(3)}) for i in (1, 2)
+    )
+    feeds = [{"x": graphs.feed(1, 4, seed=i)} for i in range(8)]
+    context = graphs.context(
+        teacher, calibration=feeds, calibration_labels=[{"label": labels}] * len(feeds)
+    )
+    findings = Recover(steps=4, rate=0.5).run(student, context).findings
+    assert any(finding.startswith(told) for finding in findings)
+    assert sum("label" in finding for finding in findings) == 1
+
+
 def test_settings_that_have_an_effect_are_not_told(quantized):
     _, model, context = quantized
     labels = [{"label": np.array([i % 10])} for i in range(len(context.calibration))]
