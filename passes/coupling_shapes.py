@@ -41,6 +41,8 @@ def _squeeze(axes: Axes, node: ir.Node) -> Sequence[Shape]:
         if len(node.inputs) > 1 or any(dim.size is None for dim in x):
             raise Refused("its axes are known at run time only")
         chosen = [axis for axis, dim in enumerate(x) if dim.size == 1]
+        for dim in x:
+            axes.stays_an_axis(dim)
     gone = {axis % len(x) for axis in chosen}
     return [[dim for axis, dim in enumerate(x) if axis not in gone]]
 

@@ -149,6 +149,11 @@ class Axes:
         for atom in atoms(dim):
             atom.heads = True
 
+    def stays_an_axis(self, dim: Dim) -> None:
+        """A node drops axes of length 1: two units stay of each dimension that is longer."""
+        for atom in atoms(dim):
+            atom.least = min(2, atom.size or 1)
+
     def number(self, node: ir.Node, index: int | str, position: int, dim: Dim) -> None:
         """Note a number of the node, in an input or an attribute, that states this length."""
         if isinstance(index, str):

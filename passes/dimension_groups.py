@@ -64,6 +64,7 @@ class Group:
     units: how many there are.
     slices: initializers. shapes: values that are computed. lengths: numbers to be rewritten.
     mixed: why cutting a unit without weight changes those left; empty where it does not.
+    least: units that have to stay: 2 where a Squeeze without axes would drop an axis of one.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Group:
     shapes: tuple[Slice, ...]
     lengths: tuple[Length, ...]
     mixed: str = ""
+    least: int = 1
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,7 @@ class _Collector:
                 tuple(shapes[atom]),
                 tuple(lengths[atom]),
                 "" if atom.mixed is None else f"{atom.mixed.reason} ('{atom.mixed.node}')",
+                atom.least,
             )
             for name, atom in zip(names, self._chosen, strict=True)
         )

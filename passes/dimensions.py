@@ -51,6 +51,7 @@ class Dim:
         self.frozen = frozen
         self.mixed: Skip | None = None  # an operator that takes all its units together
         self.heads = False  # one matrix product for each unit
+        self.least = 1  # units that have to stay
 
     def become(self, form: Form, parts: tuple[Dim, ...]) -> None:
         """Turn this atom into an expression; what was known of it holds for its atoms."""
@@ -59,6 +60,7 @@ class Dim:
             atom.frozen = atom.frozen or self.frozen
             atom.mixed = atom.mixed or self.mixed
             atom.heads = atom.heads or self.heads
+            atom.least = max(atom.least, self.least)
 
 
 @dataclass(frozen=True)

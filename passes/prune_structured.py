@@ -262,12 +262,12 @@ class PruneStructured:
                 raise Refused(f"'{stays[part.name]}' is named in skip")
 
     def _step(self, group: Group, multiple: int) -> int:
-        """Units that go at a time, so that widths stay multiples."""
+        """Units that go at a time, so that widths stay multiples and the least is left."""
         widths = [part.indices.shape[1] for part in group.slices]
         # a layer is as wide as its heads together; elsewhere a unit may be part of a block
         width = max(widths) if group.kind == "head" else min(widths)
         multiple = self.round_to or multiple
-        return multiple // math.gcd(multiple, width)
+        return max(multiple // math.gcd(multiple, width), group.least)
 
 
 def plan(cuts: Sequence[Cut]) -> dict[str, Any]:
@@ -299,6 +299,12 @@ def replayed(plan: Mapping[str, Any], groups: Sequence[Group]) -> list[Cut]:
                 f"the plan cuts group '{entry['name']}' of {entry['units']} units of kind "
                 f"'{entry['kind']}', which this model does not have: it was made for another "
                 "architecture; build without it"
+            )
+        if len(entry["kept"]) < group.least:
+            raise PassError(
+                f"the plan keeps {len(entry['kept'])} of {group.units} units of group "
+                f"'{group.name}', which needs {group.least}: a Squeeze without axes would drop an "
+                "axis of one; keep more, or write the axes into the model"
             )
         gone = set(range(group.units)) - set(entry["kept"])
         cuts.append(Cut(group, tuple(sorted(gone))))

@@ -413,11 +413,34 @@ def test_a_plan_that_changes_a_mean_is_refused_unless_mixed_is_set():
     model, _ = graphs.transformer()
     plan = dict(pruned(model.clone(), mixed=True, round_to=8).decisions)
     context = graphs.context(model, lock=plan)
-    with pytest.raises(
-        PassError, match="cuts group 'embed', but .* mixed=true cuts it"
-    ):
+    with pytest.raises(PassError, match="cuts group 'embed', but .* mixed=true cuts it"):
         PruneStructured().run(model.clone(), context)
     assert PruneStructured(mixed=True).run(model.clone(), context).decisions == plan
+
+
+def squeezed():
+    """The Squeeze drops every axis of one: with a single channel there would be nothing to read."""
+    return graphs.graph(
+        """g (float[1, 3, 4, 4] x) => (float[2] y) {
+            [a] c = Conv (x, w)
+            p = GlobalAveragePool (c)
+            s = Squeeze (p)
+            y = MatMul (s, v)
+        }""",
+        {"w": graphs.weight(4, 3, 1, 1), "v": graphs.weight(4, 2)},
+    )
+
+
+def test_an_axis_that_a_squeeze_would_drop_keeps_two_units():
+    model = squeezed()
+    result = pruned(model.clone(), ratio=0.9, round_to=1)
+    assert array(result.model, "w").shape[0] == 2
+    assert graphs.run(result.model, x=graphs.feed(1, 3, 4, 4))[0].shape == (2,)
+    plan = {"groups": [entry(kind="channel", units=4, kept=[3])]}
+    with pytest.raises(
+        PassError, match="keeps 1 of 4 units of group 'a', which needs 2: a Sq"
+    ):
+        PruneStructured().run(model, graphs.context(model, lock=plan))
 
 
 def test_a_name_in_skip_that_is_no_node_is_an_error():
