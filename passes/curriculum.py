@@ -26,7 +26,7 @@ LABEL = "label"  # the key of class labels, where no output's name is
 UNKNOWN = -1  # the class of a sample that was put together from two
 _FIRST_SHARE = 0.25  # of the samples, the easiest, that the first lessons are drawn from
 _ALL_AT = 0.5  # share of the steps after which every sample is in play
-_JUDGED = 48  # samples of a judgement
+_JUDGED = 48  # samples of a judgement, at most
 _SPLICEABLE_RANK = 3  # batch, channels or time, and more
 
 
@@ -85,9 +85,13 @@ def _pool_size(count: int, progress: float) -> int:
 
 
 def judged(samples: Sequence[Example], settings: Recover, seed: int) -> list[Example]:
-    """Held-out samples, and pieces of them put together up to a number that tells states apart."""
+    """Held-out samples, evenly spaced, at most 48; pieces put together where there are fewer.
+
+    Evenly spaced, since data often comes sorted by class.
+    """
     random = np.random.default_rng(seed)
-    judged = list(samples[:_JUDGED])
+    count = min(len(samples), _JUDGED)
+    judged = [samples[i * len(samples) // count] for i in range(count)]
     while settings.splice and len(judged) < _JUDGED:
         first, second = (samples[int(random.integers(len(samples)))] for _ in range(2))
         piece = joined(first, second, random.random())

@@ -57,7 +57,7 @@ class Recover(TrainingSettings):
     name: ClassVar[str] = "recover"
     stage: ClassVar[Stage] = Stage.TRAIN
     lossless: ClassVar[bool] = False
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     sharded: bool = False  # of several processes, each keeps a share of weights and state
     splice: bool = True  # train on pieces of two samples put together, too

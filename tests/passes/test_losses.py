@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from edgec.passes import PassError, Recover
-from edgec.passes.curriculum import UNKNOWN, Example, examples, joined, lessons
+from edgec.passes.curriculum import UNKNOWN, Example, examples, joined, judged, lessons
 from edgec.passes.losses import Losses
 from edgec.passes.relations import last_layer_inputs, relation_errors
 from edgec.passes.responses import distance_of, response_error
@@ -262,6 +262,18 @@ def test_easy_samples_come_first_and_all_after_half_of_the_steps():
 def test_without_doubts_every_sample_comes_as_often_as_any():
     taught = drawn(Recover(steps=4, batch=4, splice=False), [], 4)
     assert sorted(sum(taught, [])) == sorted([*range(8)] * 2)
+
+
+def test_held_out_samples_of_a_sorted_folder_are_judged_in_all_their_classes():
+    held = [
+        Example({"x": np.zeros((1, 2), np.float32)}, {"label": np.array([i // 20])})
+        for i in range(200)
+    ]
+    chosen = judged(held, Recover(), 0)
+    counts = np.bincount([int(one.labels["label"][0]) for one in chosen], minlength=10)
+    assert len(chosen) == 48 and counts.min() >= 4 and counts.max() <= 5
+    few = numbered(7)
+    assert judged(few, Recover(splice=False), 0) == few
 
 
 def test_labels_that_are_no_integers_are_left_out_and_joined_samples_have_none():
