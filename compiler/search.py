@@ -68,7 +68,7 @@ def search(
                 break
     assert best is not None  # there is at least one candidate
     trials = tuple(replace(trial, chosen=trial == best.trials[-1]) for trial in hunt.trials)
-    return replace(best, trials=trials, findings=_findings(trials, hunt.over))
+    return replace(best, trials=trials, findings=_findings(best, trials, hunt.over))
 
 
 def _only_loses(trial: Trial) -> bool:
@@ -151,9 +151,9 @@ def _integer_sources(
     return sources
 
 
-def _findings(trials: Sequence[Trial], over: bool) -> tuple[str, ...]:
+def _findings(best: Found, trials: Sequence[Trial], over: bool) -> tuple[str, ...]:
     chosen = next(trial for trial in trials if trial.chosen)
-    findings = list(ratio_findings(trials, chosen))
+    findings = list(ratio_findings(trials, chosen, best.steps))
     whole = [trial for trial in trials if not trial.untrained]
     first = next((trial for trial in whole if trial.ratio == chosen.ratio), whole[0])
     if chosen.recipe != first.recipe:

@@ -24,7 +24,8 @@ from typing import Any
 from edgec.errors import RecipeError
 from edgec.hunt import Found, Hunt, Recipe, better
 from edgec.passes import PruneStructured
-from edgec.passes.prune_structured import OUTCOMES
+from edgec.passes.prune_structured import NOTHING, OUTCOMES
+from edgec.pipeline import Step
 from edgec.promise import Limits
 from edgec.report import Trial
 
@@ -86,9 +87,15 @@ def fitted(hunt: Hunt, recipe: Recipe) -> Found:
     return shares.most()
 
 
-def ratio_findings(trials: Sequence[Trial], chosen: Trial) -> tuple[str, ...]:
-    """How the share was chosen; nothing where it was given."""
-    if all(trial.ratio == chosen.ratio for trial in trials):
+def ratio_findings(
+    trials: Sequence[Trial], chosen: Trial, steps: Sequence[Step]
+) -> tuple[str, ...]:
+    """How the share was chosen; nothing where it was given, or cuts nothing, which its step says.
+
+    steps: of the chosen trial.
+    """
+    told = [finding for step in steps for finding in step.result.findings]
+    if all(t.ratio == chosen.ratio for t in trials) or any(f.startswith(NOTHING) for f in told):
         return ()
     quick = sum(trial.untrained for trial in trials)
     tried = len({trial.ratio for trial in trials if not trial.untrained})

@@ -38,6 +38,9 @@ from edgec_runtime.errors import suggestion
 Ranking = Literal["local", "global", "isomorphic", "latency"]
 Importance = Literal[FromWeights, Measured]
 
+NOTHING = "nothing can be cut"  # a finding where no share of units would cut anything
+_REASONS = 3  # of that, told in it
+
 OUTCOMES = "--min-speedup, --max-latency-ms, --max-size-mb or --max-drop"
 
 
@@ -112,6 +115,7 @@ class PruneStructured:
         groups = coupled_groups(model)
         skipped = list(groups.skipped)
         prediction = None
+        findings: list[str] = []
         if context.lock:
             cuts = replayed(context.lock, groups.found)
             self._check_plan(model, cuts)
@@ -123,11 +127,14 @@ class PruneStructured:
             cuts = [item.cut(kept[item]) for item in ranked if kept[item] < item.group.units]
             idle = frozenset[Ranked]() if prediction is None else prediction.chosen.idle
             skipped += [self._left(item, idle) for item in ranked if kept[item] == item.dense]
+            if all(item.group.units == item.dense <= item.step for item in ranked):
+                findings += _nothing(skipped[len(groups.skipped) :] + list(groups.skipped))
         dense = model.clone()
         units = sum(group.units for group in groups.found)
         decisions = plan(cuts)
         changed = remove(model, cuts)
-        findings = [_finding(_weights(dense), _weights(model), cuts, units)] if changed else []
+        if changed:
+            findings.append(_finding(_weights(dense), _weights(model), cuts, units))
         fitted: Mapping[str, str] = {}
         if self.refit and changed:
             fitted, kept_old = self._refit(model, dense, cuts, context)
@@ -360,6 +367,17 @@ def _touched(model: ir.Model, altered: set[str]) -> tuple[str, ...]:
         for node in model.graph
         if any(value is not None and value.name in altered for value in node.inputs)
     )
+
+
+def _nothing(skipped: Sequence[Skip]) -> list[str]:
+    """Why nothing can be cut, if there was anything to cut; by reason, in this order."""
+    reasons: dict[str, list[str]] = {}
+    for skip in skipped:
+        reasons.setdefault(skip.reason, []).append(f"'{skip.node}'")
+    told = [f"{why} ({', '.join(nodes)})" for why, nodes in list(reasons.items())[:_REASONS]]
+    if len(reasons) > len(told):
+        told.append(f"{len(reasons) - len(told)} reasons more are in the report")
+    return [f"{NOTHING}: {'; '.join(told)}"] if told else []
 
 
 def _finding(before: int, after: int, cuts: Sequence[Cut], units: int) -> str:

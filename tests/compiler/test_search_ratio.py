@@ -179,6 +179,17 @@ def test_shares_that_cut_alike_are_tried_once(context: Context) -> None:
     assert sorted(set(judge.full)) == sorted(judge.full)
 
 
+def test_no_share_is_chosen_where_nothing_can_be_cut(context: Context) -> None:
+    recipe = (PruneStructured(importance="bn-scale"), Train())
+    judge = Measured(Limits(min_speedup=1.5))
+    found = hunt(context, judge, recipe)
+    assert units_left(found.steps) == UNITS and judge.full == judge.quick == [UNITS]
+    (told,) = found.steps[0].result.findings
+    assert told.startswith("nothing can be cut: no BatchNormalization scales it; ")
+    (finding,) = found.findings
+    assert finding.startswith("no candidate keeps every promise on held-out data (below 1.5x)")
+
+
 def test_a_drop_that_is_broken_where_it_is_fast_enough_is_told(context: Context) -> None:
     judge = Measured(Limits(min_speedup=2.0, max_drop=0.1), drop=lambda left: 0.3)
     found = hunt(context, judge)

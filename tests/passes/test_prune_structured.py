@@ -437,15 +437,60 @@ def test_an_axis_that_a_squeeze_would_drop_keeps_two_units():
     assert array(result.model, "w").shape[0] == 2
     assert graphs.run(result.model, x=graphs.feed(1, 3, 4, 4))[0].shape == (2,)
     plan = {"groups": [entry(kind="channel", units=4, kept=[3])]}
-    with pytest.raises(
-        PassError, match="keeps 1 of 4 units of group 'a', which needs 2: a Sq"
-    ):
+    with pytest.raises(PassError, match="keeps 1 of 4 units of group 'a', which needs 2: a Sq"):
         PruneStructured().run(model, graphs.context(model, lock=plan))
 
 
 def test_a_name_in_skip_that_is_no_node_is_an_error():
     with pytest.raises(PassError, match="skip names 'aa', no node of the model"):
         pruned(skip=("aa",))
+
+
+NOTHING = {
+    "kinds": (
+        {"kinds": ("channel", "head")},
+        "of kind 'hidden', which kinds leaves out ('a', 'd')",
+    ),
+    "scores": (
+        {"importance": "bn-scale"},
+        "no BatchNormalization scales it; fuse folds them away ('a', 'd')",
+    ),
+    "rounding": ({"round_to": 16}, "its 16 units stay: they go 16 at a time ('a', 'd')"),
+    "skip": ({"skip": ("a", "d")}, "'a' is named in skip ('a'); 'd' is named in skip ('d')"),
+}
+
+
+@pytest.mark.parametrize("case", NOTHING)
+def test_that_nothing_can_be_cut_is_told_with_the_reasons(case):
+    settings, reasons = NOTHING[case]
+    result = pruned(**settings)
+    [finding] = result.findings
+    assert result.changed == 0 and finding.startswith("nothing can be cut: ")
+    assert f"{reasons}; its outputs stay: it is an output of the model ('y') ('z')" in finding
+
+
+def test_that_something_could_be_cut_at_another_share_is_no_finding():
+    assert pruned(ratio=0.1, round_to=8).findings == ()
+    first = pruned(ratio=0.5, round_to=8)  # there is nothing left to cut: it has been
+    assert first.changed
+    context = graphs.context(two_layers())
+    again = PruneStructured(ratio=0.5, round_to=8).run(first.model, context)
+    assert (again.changed, again.findings) == (0, ())
+
+
+def test_of_many_reasons_the_first_are_told():
+    names = "abcdefg"
+    lines = "\n".join(f"[{n}] h{n} = Gemm (x, w{n})  y{n} = Gemm (h{n}, v{n})" for n in names)
+    outputs = ", ".join(f"float[4, 2] y{n}" for n in names)
+    given = {f"w{n}": graphs.weight(8, 4 + i) for i, n in enumerate(names)}
+    given |= {f"v{n}": graphs.weight(4 + i, 2) for i, n in enumerate(names)}
+    model = graphs.graph(f"g (float[4, 8] x) => ({outputs}) {{ {lines} }}", given)
+    [finding] = pruned(model).findings
+    assert finding == (
+        "nothing can be cut: its 4 units stay: they go 16 at a time ('a'); its 5 units stay: they "
+        "go 16 at a time ('b'); its 6 units stay: they go 16 at a time ('c'); 11 reasons more are "
+        "in the report"
+    )
 
 
 def test_kinds_that_are_left_out_stay():
