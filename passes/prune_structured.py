@@ -84,6 +84,12 @@ class PruneStructured:
                 f"prune-structured: max_ratio is {self.max_ratio}, expected a share above 0 and "
                 "below 1"
             )
+        if self.max_ratio != PruneStructured.max_ratio and self.ranking == "local":
+            raise PassError(
+                f"prune-structured: max_ratio is {self.max_ratio}, but ranking is local, the same "
+                "share of every group, so it would have no effect; leave prune-structured.max_ratio"
+                " out, or set prune-structured.ranking"
+            )
         if self.round_to < 0:
             raise PassError(f"prune-structured: round_to is {self.round_to}, expected 0 or more")
         check_rounds(self.name, self.rounds)
