@@ -141,13 +141,13 @@ def adapt(
     form = trainable_form(plain)
     samples = Lessons.open(data, evaluation, old_evaluation, form, chosen, seed)
     context = samples.context(replace(plain, reference=form.clone()))
+    before = samples.accuracies(_in_memory(context.reference))
     with _working(path) as work:
         adapted = chosen.train(form, replace(context, work=work))
         for branch in adapted.branches:
             branch.merge(form, *adapted.matrices[branch.layer])
         check_model(form)
-        before, after = _in_memory(context.reference), _in_memory(form)
-        new, old = samples.judged(before, after)
+        new, old = samples.judged(before, _in_memory(form))
         with _folder(path) as folder:
             save_reference(form, folder / path.name)
             memory = _remember(adapted, chosen, folder, path)
@@ -208,6 +208,8 @@ def _adapter(
     chosen = _for_slots(chosen, settings, form, model.slots)
     samples = Lessons.open(data, evaluation, old_evaluation, form, chosen, seed)
     context = samples.context(replace(plain, reference=form.clone()))
+    output = samples.head.output
+    before = samples.accuracies(lambda feeds: model(**feeds)[output])
     with _working(path) as work:
         adapted = chosen.train(form, replace(context, work=work))
         matrices: dict[str, Array] = {}
@@ -216,12 +218,8 @@ def _adapter(
             matrices |= zip(slot_names(digest, branch.result), pair, strict=True)
         with _folder(path) as folder:
             write_adapter(folder / path.name, matrices)
-            plain_model = edgec_runtime.load(bundle, any_target=True)
             model.use_adapter(folder / path.name)
-            output = adapted.head.output
-            new, old = samples.judged(
-                lambda feeds: plain_model(**feeds)[output], lambda feeds: model(**feeds)[output]
-            )
+            new, old = samples.judged(before, lambda feeds: model(**feeds)[output])
             model.use_adapter(None)
             memory = _remember(adapted, chosen, folder, path)
             size_bytes = (folder / path.name).stat().st_size

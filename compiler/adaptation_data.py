@@ -21,7 +21,7 @@ from edgec.shapes import input_specs
 from edgec.source import Data
 
 Array = np.ndarray[Any, Any]
-Labelled = tuple[Mapping[str, Array], Mapping[str, Array]]  # feeds and labels of a sample
+Labelled = tuple[str, Mapping[str, Array], Array]  # where it is, feeds and classes of a sample
 Run = Callable[[Mapping[str, Array]], Array]  # feeds -> class scores
 
 
@@ -67,8 +67,11 @@ class Lessons:
     ) -> Lessons:
         """Open and check all of it; what the memory holds is neither learned nor judged anew.
 
-        Raises DataError, and PassError for a memory that is none.
+        Raises DataError, also for labels to judge by that are no classes of the adapted model,
+        and PassError for a memory that is none.
         """
+        head = find_head(form)
+        classes = chosen.classes or head.classes
         specs = input_specs(form)
         memory = Memory()
         if chosen.memory:
@@ -91,16 +94,18 @@ class Lessons:
         old: list[Labelled] = []
         old_on = ""
         if before is not None:
-            old, old_on = _labelled(before), "old evaluation"
+            old, old_on = _labelled(before, classes), "old evaluation"
         elif memory.held_out:
             old_on = "held-out samples of the memory"
-            old = [(s.feeds, s.labels) for s in memory.held_out]
+            old = [("memory", s.feeds, s.labels[LABEL]) for s in memory.held_out]
         elif memory.learned:
             old_on = "the memory, which was learned from: it has no held-out samples"
-            old = [(s.feeds, s.labels) for s in memory.learned]
+            old = [("memory", s.feeds, s.labels[LABEL]) for s in memory.learned]
         if not len(new):
             new, new_on = learned, "the samples learned from: too few to hold some out"
-        return Lessons(learned, held_out, _labelled(new), old, new_on, old_on, find_head(form))
+        # the pass checks the data itself, with advice on a larger head
+        told = _labelled(new, None if judged is None else classes)
+        return Lessons(learned, held_out, told, old, new_on, old_on, head)
 
     def context(self, plain: Context) -> Context:
         """The context of the pass."""
@@ -112,37 +117,62 @@ class Lessons:
             validation_labels=labels_of(self.held_out),
         )
 
-    def judged(self, before: Run, after: Run) -> tuple[Judged, Judged | None]:
-        """Accuracy on new and old samples."""
+    def accuracies(self, run: Run) -> tuple[float, float]:
+        """Accuracy on new and old samples, 0..1; 0 where there are none.
+
+        Raises DataError if a sample has more or fewer labels than rows of class scores.
+        """
+        return self._accuracy(run, self.new), self._accuracy(run, self.old)
+
+    def judged(self, before: tuple[float, float], after: Run) -> tuple[Judged, Judged | None]:
+        """How it turned out on new and old samples. before: ``accuracies``."""
         new, old = (
-            Judged(on, len(side), *(self._accuracy(run, side) for run in (before, after)))
-            if side
-            else None
-            for on, side in ((self.new_on, self.new), (self.old_on, self.old))
+            Judged(on, len(side), earlier, later)
+            for on, side, earlier, later in zip(
+                (self.new_on, self.old_on),
+                (self.new, self.old),
+                before,
+                self.accuracies(after),
+                strict=True,
+            )
         )
-        assert new is not None  # there is at least one sample
-        return new, old
+        return new, old if self.old else None
 
     def _accuracy(self, run: Run, samples: Sequence[Labelled]) -> float:
         """Share of rows whose largest score is the label's."""
         right = total = 0
-        for feeds, labels in samples:
-            truth = np.asarray(labels[LABEL]).reshape(-1)
+        for where, feeds, truth in samples:
             scores = run(feeds)
             found = scores.argmax(self.head.class_axis(scores.ndim)).reshape(-1)
             if len(truth) != len(found):
                 raise DataError(
-                    f"evaluation data has {len(truth)} labels for {len(found)} rows of class "
-                    "scores; give one label for each row of the output"
+                    f"{where}: {len(truth)} labels for {len(found)} rows of class scores; give one "
+                    "label for each row of the output"
                 )
             right += int((found == truth).sum())
             total += len(found)
-        return right / total
+        return right / total if total else 0.0
 
 
-def _labelled(data: Dataset) -> list[Labelled]:
-    """The samples with their labels. Raises DataError, before anything is trained, without."""
+def _labelled(data: Dataset, classes: int | None) -> list[Labelled]:
+    """The samples with their labels. Raises DataError, before anything is trained, without.
+
+    classes: how many the labels may tell apart; None: anything is taken.
+    """
+    found: list[Labelled] = []
     for sample in data.samples():
         if LABEL not in sample.labels:
             raise DataError(f"{sample.where}: no labels; add an array named '{LABEL}'")
-    return [(sample.feeds, sample.labels) for sample in data.samples()]
+        labels = np.asarray(sample.labels[LABEL]).reshape(-1)
+        if classes is not None and labels.dtype.kind not in "iu":
+            raise DataError(
+                f"{sample.where}: labels are {labels.dtype}, expected integers: the numbers of "
+                "classes; convert them"
+            )
+        if classes is not None and (outside := labels[(labels < 0) | (labels >= classes)]).size:
+            raise DataError(
+                f"{sample.where}: label {outside[0]} is no class: the adapted model tells "
+                f"{classes} apart, 0 to {classes - 1}; mend the label, or leave the sample out"
+            )
+        found.append((sample.where, sample.feeds, labels))
+    return found

@@ -17,6 +17,7 @@ import graphs
 import numpy as np
 import onnx_ir as ir
 import pytest
+from adaptation_samples import fill, save, teach
 from click.testing import CliRunner
 from labelled_samples import separable
 
@@ -37,43 +38,9 @@ from edgec.errors import (
 from edgec.passes.adapt import Adapt
 
 
-def save(path: pathlib.Path, count: int, seed: int, classes: int = 4) -> pathlib.Path:
-    feeds, labels = separable(count, classes, seed)
-    np.savez(
-        path,
-        x=np.stack([f["x"] for f in feeds]),
-        label=np.stack([label["label"] for label in labels]),
-    )
-    return path
-
-
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: Any) -> pathlib.Path:
-    """cnn.onnx, data.npz, test.npz, and bundles of it with and without slots."""
-    folder: pathlib.Path = tmp_path_factory.mktemp("adapt")
-    model, _ = graphs.cnn()
-    ir.save(model, folder / "cnn.onnx")
-    save(folder / "data.npz", 64, 0)
-    save(folder / "test.npz", 40, 1)
-    for name, recipe in (
-        ("slots", ["cleanup", "fuse", "quantize-static", "lower", "adapter-slots"]),
-        ("plain", ["cleanup", "fuse", "lower"]),
-    ):
-        edgec.build(
-            folder / "cnn.onnx",
-            target="x86-64",
-            output=folder / f"{name}.edgec",
-            calibration=folder / "data.npz",
-            recipe=recipe,
-            settings=["adapter-slots.rank=2"] if name == "slots" else (),
-            verify=False,
-        )
-    return folder
-
-
-def teach(work: pathlib.Path, base: str, output: pathlib.Path, **rest: Any) -> Any:
-    settings = {"steps": 60, "rate": 0.01, "evaluation": work / "test.npz"} | rest
-    return adapt(work / base, settings.pop("data", work / "data.npz"), output, **settings)
+    return fill(tmp_path_factory.mktemp("adapt"))
 
 
 def data(work: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -376,20 +343,3 @@ def test_a_share_says_of_what_it_is(work, tmp_path):
     grown = teach(work, "cnn.onnx", tmp_path / "b.onnx", steps=1, classes=20)
     assert 1 < grown.share_of_base < 2
     assert "of the weights before" in grown.facts()["share_is"]
-
-
-def test_refuses_an_evaluation_without_labels(work, tmp_path):
-    def trained(what: str, done: int, total: int) -> None:
-        raise AssertionError("refused too late")
-
-    feeds, _ = separable(4, 4, 3)
-    bare = tmp_path / "bare.npz"
-    np.savez(bare, x=np.stack([f["x"] for f in feeds]))
-    for side in ("evaluation", "old_evaluation"):
-        reason = f"{side.replace('_', ' ')} data .*, sample 0: no labels; add an array named"
-        with pytest.raises(DataError, match=reason):
-            teach(work, "cnn.onnx", tmp_path / "a.onnx", **{side: bare}, progress=trained)
-    np.savez(tmp_path / "odd.npz", x=np.stack([f["x"] for f in feeds]), label=np.zeros((4, 2)))
-    with pytest.raises(DataError, match="2 labels for 1 rows"):
-        teach(work, "cnn.onnx", tmp_path / "a.onnx", evaluation=tmp_path / "odd.npz", steps=1)
-    assert not (tmp_path / "a.onnx").exists()
