@@ -8,8 +8,10 @@ is added to a shortcut, the sum is what has to fit (section 3.2 there), so that 
 the shortcut are made up for, too. The weights are drawn towards what they were (ridge), as
 much as is best on held-out rows; a layer that no fit makes better there stays as it is.
 
+A bias is fitted with the weights, also where it is an Add of its own behind a product.
+
 Left out: depthwise and grouped convolutions, recurrent layers, layers inside of If and loops,
-an activation behind a layer, and a bias that is an Add of its own.
+and an activation behind a layer.
 """
 
 from __future__ import annotations
@@ -62,20 +64,18 @@ class _Layer:
     """A layer to fit. total: the sum that its output goes into, or the output itself.
 
     kept: of the dense layer's output channels. bias: its second addend, if it has one.
+    output: with the bias.
     """
 
     node: ir.Node
     total: str
     kept: Array
     bias: ir.Value | None
+    output: str
 
     @property
     def read(self) -> str:
         return str(_value(self.node.inputs[0]).name)
-
-    @property
-    def output(self) -> str:
-        return str(self.node.outputs[0].name)
 
     @property
     def axis(self) -> int:
@@ -127,8 +127,8 @@ def _layers(model: ir.Model, cuts: Sequence[Cut]) -> tuple[list[_Layer], list[Sk
                 missing = gone.get(str(weight.name), {}).get(axis, [])
                 width = weight_of(node).shape[axis] + len(missing)
                 kept = np.setdiff1d(np.arange(width), missing)
-                bias = node.inputs[2] if len(node.inputs) > 2 else None
-                layers.append(_Layer(node, _total(node), kept, bias))
+                bias, output = _with_bias(node)
+                layers.append(_Layer(node, _total(node), kept, bias, str(output.name)))
         if reads & changed or any(value.name in gone for value in reads):
             changed.update(node.outputs)
     return layers, skipped
@@ -175,9 +175,24 @@ def _output_axis(node: ir.Node) -> int:
     return 0 if is_op(node, "Gemm") and node.attributes.get_int("transB", 0) == 1 else 1
 
 
+def _with_bias(node: ir.Node) -> tuple[ir.Value | None, ir.Value]:
+    """The bias of a product, its input or an Add of its own behind it, and the sum with it."""
+    output = node.outputs[0]
+    if len(node.inputs) > 2:
+        return node.inputs[2], output
+    add = sole_user(output)
+    if add is None or not is_op(add, "Add") or not is_op(node, "Gemm", "MatMul"):
+        return None, output
+    bias = next((value for value in add.inputs if value is not output), None)
+    width = _array(_value(node.inputs[1])).shape[_output_axis(node)]
+    if not _is_own(bias) or _array(_value(bias)).shape != (width,):
+        return None, output
+    return bias, add.outputs[0]
+
+
 def _total(node: ir.Node) -> str:
     """The last sum that the layer's output alone leads to by additions of the same shape."""
-    value = node.outputs[0]
+    value = _with_bias(node)[1]
     while (user := sole_user(value)) is not None and is_op(user, "Add"):
         if not _is_known(value.shape) or user.outputs[0].shape != value.shape:
             break

@@ -79,6 +79,46 @@ def test_a_layer_gets_the_solution_of_numpys_least_squares(monkeypatch):
     np.testing.assert_array_equal(array(result.model, "b"), array(model, "b")[kept])
 
 
+TOKENS = """g (float[n, 5, 6] x) => (float[n, 5, 3] y) {
+    [a] c = MatMul (x, w)
+    e = Add (b, c)
+    r = Relu (e)
+    [z] f = MatMul (r, v)
+    y = Add (f, d)
+}"""
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 1, 3), ()])
+def test_a_bias_that_is_an_add_of_its_own_is_fitted_if_it_has_a_number_a_channel(
+    monkeypatch, shape
+):
+    """As a linear layer on tokens is exported; what is no such bias is part of the sum to fit."""
+    monkeypatch.setattr(refit, "RIDGES", (0.0,))
+    bias = graphs.feed(3, seed=3).reshape(shape) if shape else np.float32(0.5)
+    model = graphs.graph(
+        TOKENS,
+        {
+            "w": graphs.weight(6, 16),
+            "b": graphs.feed(16, seed=1),
+            "v": graphs.weight(16, 3, seed=2),
+            "d": np.asarray(bias),
+        },
+    )
+    given = samples(8, 5, 6)
+    result = pruned(Cleanup().run(model, graphs.context(model)).model, given)
+    r, y, f = (
+        np.concatenate([v[n] for v in run_values(model, [n], given)]).astype(np.float64)
+        for n in "ryf"
+    )
+    x = r[..., result.decisions["groups"][0]["kept"]].reshape(-1, 8)
+    own = shape == (3,)
+    x = np.concatenate([x, np.ones((len(x), 1))], axis=1) if own else x
+    expected = np.linalg.lstsq(x, (y if own else f).reshape(-1, 3), rcond=None)[0]
+    np.testing.assert_allclose(array(result.model, "v"), expected[:8], rtol=1e-4, atol=1e-6)
+    fitted = expected[8] if own else bias
+    np.testing.assert_allclose(array(result.model, "d"), fitted, rtol=1e-4, atol=1e-6)
+
+
 def test_units_that_say_the_same_twice_are_not_missed():
     model = two_layers()
     w, b = array(model, "w").copy(), array(model, "b").copy()
