@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -82,6 +83,8 @@ def run_training(
             at.losses.append(learner.step(in_stacks(next(taught), size), share, wide))
             at.step += 1
             announce(settings.name, at.step, settings.steps)
+            if not math.isfinite(at.losses[-1]):
+                break  # the weights are no numbers any more
             if at.step % settings.judged_every == 0 or at.step == settings.steps:
                 _judge(at, learner.distance(judges), learner)
                 if wide:  # what is judged has not been trained yet
@@ -92,8 +95,17 @@ def run_training(
         if saves:
             checkpoints.write(at, learner.best())
     learner.finish()
-    found = tuple(checkpoints.findings)
-    return Outcome(at.best_step, at.first, at.best, at.step, tuple(at.losses), found)
+    findings = (*checkpoints.findings, *_broken(at))
+    return Outcome(at.best_step, at.first, at.best, at.step, tuple(at.losses), findings)
+
+
+def _broken(at: Progress) -> list[str]:
+    """That a loss or the first held-out distance is no number, for people."""
+    if not math.isfinite(at.first):
+        return [f"the held-out distance is {at.first} before any step: no state can be better"]
+    if at.losses and not math.isfinite(at.losses[-1]):
+        return [f"training ended with step {at.step}, whose loss is {at.losses[-1]}: lower rates"]
+    return []
 
 
 def _tired(at: Progress, settings: TrainingSettings) -> bool:
