@@ -114,8 +114,9 @@ def adapt(
     given where it is a file of yours.
     settings: fields of ``edgec.passes.adapt.Adapt``.
 
-    Killed, it leaves a hidden folder beside the output, from which the same call goes on to the
-    same bytes. Raises EdgecError, and writes nothing, if it cannot be done.
+    Killed, or if the output cannot be written in the end, it leaves a hidden folder beside the
+    output, from which the same call goes on to the same bytes. Raises EdgecError, and writes
+    nothing, if it cannot be done.
     """
     path = pathlib.Path(output)
     if isinstance(base, (str, pathlib.Path)) and str(base).endswith(".edgec"):
@@ -308,11 +309,16 @@ def _check_output(path: pathlib.Path, suffix: str, what: str) -> None:
         raise OutputError(f"{path}: {what} is written as {suffix}; choose a name ending so")
     if not path.parent.is_dir():
         raise OutputError(f"{path}: there is no folder {path.parent}; make it first")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{path}: cannot write into {path.parent}; choose another -o")
 
 
 def _check_apart(path: pathlib.Path, chosen: Adapt, read: Mapping[str, Any]) -> None:
-    """Raise OutputError if a file that is to be written is one of those that are read."""
+    """Raise OutputError if what is to be written is a folder, or a file that is read."""
     written = (path, _memory_beside(path)) if chosen.remember else (path,)
+    for output in written:
+        if output.is_dir():
+            raise OutputError(f"{output}: this is a folder; choose another -o, or move it away")
     for what, given in {**read, "memory": chosen.memory}.items():
         if not isinstance(given, (str, os.PathLike)) or not os.path.exists(given):
             continue  # an object, a function, or nothing
@@ -335,10 +341,15 @@ def work_beside(path: pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def _working(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """``work_beside``; only an adaptation that was killed or interrupted leaves it."""
+    """``work_beside``; it stays where what was trained was not written yet.
+
+    That is: of an adaptation that was killed or interrupted, or whose output cannot be written.
+    """
     work = work_beside(path)
     try:
         yield work
+    except OutputError:
+        raise
     except Exception:
         shutil.rmtree(work, ignore_errors=True)
         raise
@@ -355,5 +366,6 @@ def _folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
                 os.replace(file, path.with_name(file.name))
     except OSError as error:
         raise OutputError(
-            f"{path.parent}: cannot write there: {error.strerror or error}; choose another -o"
+            f"{path.parent}: cannot write there: {error.strerror or error}; mend that, and the "
+            f"same command goes on from what was trained, in {work_beside(path)}"
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import pathlib
 import re
@@ -332,6 +333,37 @@ def test_an_adaptation_that_is_interrupted_while_it_is_judged_keeps_what_it_lear
     trained: list[int] = []
     teach(work, "cnn.onnx", tmp_path / "a.onnx", steps=30, progress=lambda *of: trained.append(1))
     assert not trained and [p.name for p in tmp_path.iterdir()] == ["a.onnx"]
+
+
+def test_what_was_trained_is_kept_until_it_can_be_written(work, tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("edgec.adaptation.save_reference", full)
+        reason = "No space left on device; mend that.*from what was trained, in .*a.onnx.work"
+        with pytest.raises(OutputError, match=reason):
+            teach(work, "cnn.onnx", tmp_path / "a.onnx", steps=30)
+    assert [p.name for p in tmp_path.iterdir()] == [".a.onnx.work"]
+    trained: list[int] = []
+    teach(work, "cnn.onnx", tmp_path / "a.onnx", steps=30, progress=lambda *of: trained.append(1))
+    assert not trained and [p.name for p in tmp_path.iterdir()] == ["a.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("base", "output", "folder"),
+    [
+        ("cnn.onnx", "a.onnx", "a.onnx"),
+        ("cnn.onnx", "a.onnx", "a.memory.npz"),
+        ("slots.edgec", "a.onnx_adapter", "a.onnx_adapter"),
+    ],
+)
+def test_a_folder_of_the_outputs_name_is_told_before_the_training(
+    work, tmp_path, base, output, folder
+):
+    (tmp_path / folder).mkdir()
+    with pytest.raises(OutputError, match=f"{folder}: this is a folder; choose another -o"):
+        teach(work, base, tmp_path / output, data=None, remember=2)
 
 
 def test_a_share_says_of_what_it_is(work, tmp_path):
