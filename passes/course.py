@@ -25,7 +25,7 @@ from edgec.passes.curriculum import LABEL, Example
 from edgec.passes.learner import Learner
 from edgec.passes.responses import log_probabilities
 from edgec.passes.stacks import Teacher, Values, in_stacks, keeps_apart, unanswered
-from edgec.passes.training_loop import Outcome, run_training
+from edgec.passes.training_loop import NONE_HELD_OUT, Outcome, run_training
 from edgec.passes.training_state import Checkpoints
 from edgec.passes.training_task import task_digests
 from edgec.passes.twin_check import how_apart
@@ -112,6 +112,8 @@ def train(
         checkpoints=Checkpoints(context.work, settings.name, digests),
         announce=context.progress,
     )
+    if not lore.held_out:
+        idle = (*idle, NONE_HELD_OUT)
     return replace(outcome, findings=(*outcome.findings, *idle))
 
 

@@ -23,7 +23,7 @@ from edgec.passes.curriculum import LABEL, Example, judged, lessons
 from edgec.passes.learner import Learner
 from edgec.passes.losses import Losses
 from edgec.passes.stacks import Teacher, in_stacks, keeps_apart, rows
-from edgec.passes.training_loop import Outcome, fixed_threads, run_training
+from edgec.passes.training_loop import NONE_HELD_OUT, Outcome, fixed_threads, run_training
 from edgec.passes.training_state import Checkpoints
 from edgec.passes.training_task import Task
 from edgec.passes.twin_check import how_apart
@@ -51,6 +51,8 @@ def train(twin: TorchGraph, model: ir.Model, context: Context, settings: Recover
     workers.hand_out(task)
     found = lesson.train()
     told = lesson.told_of_labels(context.calibration_labels)
+    if not context.validation:
+        told.append(NONE_HELD_OUT)
     return replace(found, findings=(*found.findings, *told))
 
 

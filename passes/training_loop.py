@@ -28,6 +28,9 @@ from edgec.passes.workers import ALONE, Workers
 if TYPE_CHECKING:
     from edgec.passes.learner import Judge, Learner
 
+NONE_HELD_OUT = (
+    "too few samples to hold some out: what is called held-out here was learned from, too"
+)
 NOTHING = 1e-8  # distance of two float32 implementations of the same graph
 
 

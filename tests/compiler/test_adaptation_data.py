@@ -66,3 +66,15 @@ def test_classes_of_a_new_head_are_labels_to_judge_by(work, tmp_path):
         work, "cnn.onnx", tmp_path / "a.onnx", evaluation=tmp_path / "t.npz", classes=12, steps=1
     )
     assert made.new.samples == 4
+
+
+@pytest.mark.parametrize(("count", "told"), [(3, True), (8, False)])
+def test_a_cross_entropy_of_samples_that_were_learned_from_is_told(work, tmp_path, count, told):
+    feeds, labels = separable(count, 4, 3)
+    np.savez(
+        tmp_path / "few.npz",
+        x=np.stack([f["x"] for f in feeds]),
+        label=np.stack([one["label"] for one in labels]),
+    )
+    made = teach(work, "cnn.onnx", tmp_path / "a.onnx", data=tmp_path / "few.npz", steps=2)
+    assert any("too few samples to hold some out" in f for f in made.findings) is told

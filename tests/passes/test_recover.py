@@ -190,6 +190,14 @@ def test_settings_that_find_nothing_to_work_on_are_told():
     assert not any("no effect" in f for f in Recover().run(model.clone(), context).findings)
 
 
+def test_a_held_out_distance_of_samples_that_were_learned_from_is_told(quantized):
+    _, model, context = quantized
+    for validation, told in ((None, True), ([], True), (context.validation, False)):
+        given = dataclasses.replace(context, validation=validation)
+        findings = Recover(steps=4).run(model.clone(), given).findings
+        assert any("too few samples to hold some out" in f for f in findings) is told
+
+
 @pytest.mark.parametrize(
     ("last", "labels", "told"),
     [
