@@ -9,6 +9,7 @@ Left out: several outputs of classes, and heads that are more than one layer.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -111,7 +112,35 @@ def find_head(model: ir.Model) -> Head:
         )
     softmax = any(n.op_type in _PROBABILITIES for n in after)
     rest = tuple(n for n in after if n is not bias)
-    return Head(layer, str(output.name), "probabilities" if softmax else "logits", rest)
+    head = Head(layer, str(output.name), "probabilities" if softmax else "logits", rest)
+    for follower in rest:
+        _check_apart(head, follower)
+    return head
+
+
+def _check_apart(head: Head, node: ir.Node) -> None:
+    """Raise PassError if a node behind the layer mixes classes with places, as far as is known."""
+    before = None if node.inputs[0] is None else node.inputs[0].shape
+    after = node.outputs[0].shape
+    if not is_op(node, "Flatten", "ReduceMean", "Reshape", "Squeeze") or not after:
+        return
+    axis = head.class_axis(len(after))
+    same = isinstance(after[axis], ir.SymbolicDim) or after[axis] == head.classes
+    if same and before and not is_op(node, "ReduceMean"):
+        inner = _cells(before, head.class_axis(len(before))), _cells(after, axis)
+        same = None in inner or inner[0] == inner[1]
+    if not same:
+        raise PassError(
+            f"adapt: no head found: behind node '{label(node)}' ({node.op_type}), of shape "
+            f"{after}, the {head.classes} classes of node '{label(head.layer.node)}' are no "
+            "axis of their own any more; pool the places before it, or cut it off the model"
+        )
+
+
+def _cells(shape: ir.Shape, axis: int) -> int | None:
+    """Number of values behind an axis; None where a dimension is open."""
+    sizes = [size for size in shape[axis + 1 :] if isinstance(size, int)]
+    return math.prod(sizes) if len(sizes) == len(shape) - axis - 1 else None
 
 
 def replace_head(model: ir.Model, classes: int, growth: Growth, seed: int) -> Head:
@@ -158,10 +187,11 @@ def _reshape(head: Head, old: int, classes: int) -> None:
     """Let the shapes behind the head follow, and the constant of a Reshape to the old ones."""
     for node in head.after:
         target = constant(node.inputs[1]) if node.op_type == "Reshape" else None
-        if target is not None and target[-1] == old:
+        axis = 0 if target is None else head.class_axis(target.size)
+        if target is not None and target[axis] == old:
             value = node.inputs[1]
             assert value is not None
-            new = np.array([*target[:-1], classes], np.int64)
+            new = np.array([*target[:axis], classes, *target[axis + 1 :]], np.int64)
             node.replace_input_with(1, with_new_numbers(value, new))
     behind = [head.layer.node, *head.after]
     for value in {head.layer.output, *(v for node in behind for v in node.outputs)}:

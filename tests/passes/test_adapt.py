@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 from labelled_samples import context, separable
 
-from edgec.passes import PassError
+from edgec.passes import Cleanup, PassError
 from edgec.passes.adapt import Adapt, check_used, weights
 from edgec.passes.execution import graph_bytes
 from edgec.passes.head import find_head, replace_head
@@ -256,6 +256,48 @@ def test_refuses_a_graph_without_a_head(text, numbers, reason):
     model = graphs.graph(text, {n: graphs.feed(*s) for n, s in numbers.items()})
     with pytest.raises(PassError, match=f"no head found.*{reason}"):
         find_head(model)
+
+
+def image(body: str, output: str) -> ir.Model:
+    """A convolution of 4 classes at 2 x 2 places, and what follows it."""
+    text = f"""g (float[n, 3, 4, 4] x) => (float[{output}] y) {{
+        [fc] c = Conv <strides = [2, 2]> (x, w)
+        {body}
+    }}"""
+    shapes = {"flat": [-1, 4], "places": [0, 4, 4], "axes": [1], "both": [2, 3]}
+    given = {name: np.array(numbers) for name, numbers in shapes.items()}
+    model = graphs.graph(text, {"w": graphs.weight(4, 3, 1, 1)} | given)
+    return Cleanup().run(model, graphs.context(model)).model  # with the shapes in between
+
+
+@pytest.mark.parametrize(
+    ("body", "output"),
+    [
+        ("[cut] y = Flatten (c)", "n, 16"),
+        ("[cut] y = Reshape (c, flat)", "m, 4"),  # rows of places, not of classes
+        ("[cut] f = Flatten (c)\n y = Softmax (f)", "n, 16"),
+        ("[cut] y = ReduceMean <keepdims = 0> (c, axes)", "n, 2, 2"),
+    ],
+)
+def test_refuses_a_head_whose_classes_are_mixed_with_places(body, output):
+    with pytest.raises(PassError, match=r"no head found: .* 'cut' .* 4 classes of node 'fc'"):
+        find_head(image(body, output))
+
+
+@pytest.mark.parametrize(
+    ("body", "output", "shape"),
+    [
+        ("y = Identity (c)", "n, 4, 2, 2", (3, 7, 2, 2)),
+        ("y = Reshape (c, places)", "n, 4, 4", (3, 7, 4)),
+        ("y = ReduceMean <keepdims = 0> (c, both)", "n, 4", (3, 7)),
+        ("p = GlobalAveragePool (c)\n y = Squeeze (p, both)", "n, 4", (3, 7)),
+    ],
+)
+def test_a_head_whose_classes_stay_apart_is_taken_and_replaced(body, output, shape):
+    model = image(body, output)
+    assert find_head(model).classes == 4
+    replace_head(model, 7, "grow", seed=0)
+    assert graphs.run(model, x=graphs.feed(3, 3, 4, 4))[0].shape == shape
 
 
 def test_refuses_a_rank_larger_than_a_layer_and_layers_that_are_none():
