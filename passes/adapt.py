@@ -14,6 +14,7 @@ Left out: regression, several heads, and data without labels (which `recover` le
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -299,9 +300,10 @@ def _labelled(samples: Samples | None, labels: Samples | None, head: Head) -> li
     found = []
     for index, sample in enumerate(examples(samples, labels)):
         if LABEL not in sample.labels:
-            raise PassError(
-                f"adapt: sample {index} has no class labels; add an array of integers named 'label'"
-            )
+            given = {} if labels is None else next(itertools.islice(labels, index, None))
+            what = f"labels of {given[LABEL].dtype}" if LABEL in given else "no class labels"
+            does = "convert them to" if LABEL in given else "add an array of"
+            raise PassError(f"adapt: sample {index} has {what}; {does} integers, named '{LABEL}'")
         classes = sample.labels[LABEL].reshape(-1).astype(np.int64)
         found.append(Example(sample.feeds, {LABEL: classes}))
     _check_classes(found, head.classes, "the data")
@@ -312,10 +314,11 @@ def _check_classes(samples: Sequence[Example], classes: int, where: str) -> None
     for index, sample in enumerate(samples):
         for label in sample.labels[LABEL]:
             if not 0 <= label < classes:
+                larger = f", or set classes to {int(label) + 1} or more (a bundle keeps its own)"
                 raise PassError(
                     f"adapt: {where}, sample {index}: label {label} is no class: the model tells "
-                    f"{classes} apart, 0 to {classes - 1}; mend the label, or set classes to "
-                    f"{int(label) + 1} or more"
+                    f"{classes} apart, 0 to {classes - 1}; mend the label"
+                    f"{larger if label >= classes else ''}"
                 )
 
 

@@ -10,7 +10,7 @@ import pytest
 from adaptation_samples import fill, teach
 from labelled_samples import separable
 
-from edgec.errors import DataError
+from edgec.errors import DataError, PassError
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +78,11 @@ def test_a_cross_entropy_of_samples_that_were_learned_from_is_told(work, tmp_pat
     )
     made = teach(work, "cnn.onnx", tmp_path / "a.onnx", data=tmp_path / "few.npz", steps=2)
     assert any("too few samples to hold some out" in f for f in made.findings) is told
+
+
+@pytest.mark.parametrize("label", [0.0, "a", -1])
+def test_labels_to_learn_from_are_refused_with_the_advice_of_the_pass(work, tmp_path, label):
+    feeds, _ = separable(8, 4, 3)
+    np.savez(tmp_path / "d.npz", x=np.stack([f["x"] for f in feeds]), label=np.array([label] * 8))
+    with pytest.raises(PassError, match="convert them to integers|label -1 is no class"):
+        teach(work, "cnn.onnx", tmp_path / "a.onnx", data=tmp_path / "d.npz", evaluation=None)

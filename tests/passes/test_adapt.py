@@ -204,6 +204,29 @@ def test_refuses_a_label_that_is_no_class():
         Adapt().run(model, context(model, classes=11))
 
 
+@pytest.mark.parametrize(
+    ("label", "reason"),
+    [
+        (np.array([-1]), r"label -1 is no class: .* 0 to 9; mend the label$"),
+        (
+            np.array([12]),
+            r"mend the label, or set classes to 13 or more \(a bundle keeps its own\)$",
+        ),
+        (
+            np.array([1.0]),
+            r"sample 0 has labels of float64; convert them to integers, named 'label'",
+        ),
+        (np.array(["a"]), r"sample 0 has labels of <U1; convert them to integers"),
+    ],
+)
+def test_advice_on_labels_is_what_helps(label, reason):
+    model, _ = graphs.cnn()
+    feeds, _ = separable(4)
+    data = graphs.context(model, calibration=feeds, calibration_labels=[{"label": label}] * 4)
+    with pytest.raises(PassError, match=reason):
+        Adapt().run(model, data)
+
+
 def test_refuses_labels_that_do_not_pair_off_with_rows():
     model, _ = graphs.cnn()
     feeds, _ = separable(4)
