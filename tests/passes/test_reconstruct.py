@@ -163,7 +163,9 @@ def test_blocks_of_weights_are_refused():
     around = context(model, [feeds])
     packed = QuantizeWeights(min_weights=100).run(model.clone(), around).model
     result = Reconstruct().run(packed, around)
-    assert all(s.node and s.reason for s in result.skipped)
+    assert result.changed == 0
+    assert [s.node for s in result.skipped] == ["fc1", "fc2"]
+    assert all("a scale for each block" in s.reason for s in result.skipped)
 
 
 def test_missing_data_and_wrong_parameters_are_refused(quantized):
