@@ -89,9 +89,11 @@ def check_lock(
     ):
         if present is not None and locked != present:
             detail = f" ('{locked}', now '{present}')" if what == "target" else ""
+            pruned = any("groups" in step or "blocks" in step for step in lock.steps)
+            instead = ", or with --plan to prune another model alike" * (what == "model" and pruned)
             raise LockError(
                 f"lock file {path}: made for another {what}{detail}; build without --lock to make "
-                "a new one"
+                f"a new one{instead}"
             )
     if steps is not None and len(lock.steps) != steps:
         count = len(lock.steps)

@@ -20,6 +20,7 @@ from torch import nn
 import edgec
 from edgec.errors import EdgecError, LockError, PassError, PlanError
 from edgec.journal import Journal
+from edgec.lock import Lock, check_lock
 from edgec.passes import PruneBlocks, PruneStructured
 from edgec.passes.execution import graph_bytes
 from edgec.pipeline import run_passes
@@ -346,6 +347,17 @@ def test_a_plan_needs_a_pass_to_apply_it_and_no_lock(
         with pytest.raises(PlanError, match=message):
             edgec.build(given, output=tmp_path, plan=plan, **options, **OPTIONS)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("part", ["groups", "blocks"])
+def test_a_lock_of_another_model_names_the_plan_that_it_holds(part: str) -> None:
+    path, lock = pathlib.Path("a.lock.json"), Lock("digest", "x86-64", "", steps=({part: []},))
+    with pytest.raises(LockError, match="another model; .*, or with --plan to prune another model"):
+        check_lock(lock, path, reference="other")
+    for other in (replace(lock, steps=({},)), replace(lock, reference="other", target="arm64")):
+        with pytest.raises(LockError) as told:
+            check_lock(other, path, target="x86-64", reference="other")
+        assert "--plan" not in str(told.value)
 
 
 def test_a_recipe_has_to_apply_all_of_a_plan_and_leave_nothing_open() -> None:
