@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import graphs
 import onnx_ir as ir
@@ -99,11 +99,11 @@ def _rows(name: str, asked: argparse.Namespace, folder: pathlib.Path) -> Iterato
     context = Context(target=target, reference=dense, calibration=[feeds], cache=folder)
     for ratio in asked.ratios:
         for ranking in asked.rankings:
-            pruning = PruneStructured(
-                ratio=ratio, ranking=ranking, round_to=asked.round_to, costs=asked.costs
-            )
+            pruning = PruneStructured(ratio=ratio, ranking=ranking, round_to=asked.round_to)
+            if ranking == "latency":
+                pruning = replace(pruning, costs=asked.costs)
             try:
-                yield _judged(name, dense, feeds, pruning, context, asked.seconds)
+                yield _judged(name, dense, feeds, pruning, asked, context)
             except EdgecError as refusal:
                 yield Row(name, ranking, ratio, why=" ".join(str(refusal).split()))
 
@@ -122,13 +122,14 @@ def _judged(
     dense: ir.Model,
     feeds: Feeds,
     pruning: PruneStructured,
+    asked: argparse.Namespace,
     context: Context,
-    seconds: float,
 ) -> Row:
     started = time.perf_counter()
     result = pruning.run(dense.clone(), context)
     took = time.perf_counter() - started
-    integers = context.target.int8 if pruning.costs == "int8" else None
+    quantized = asked.costs == "int8"
+    integers = context.target.int8 if quantized else None
     assert context.cache is not None  # given above
     table = LatencyTable(context.target.session, context.cache / "latencies")
     widths = WidthLatency(dense, coupled_groups(dense).found, feeds, table, integers)
@@ -137,10 +138,10 @@ def _judged(
     before, after = widths.milliseconds([(None, {}), (None, gone)])
     table.save()
     calls = [
-        ("dense", _call(dense, feeds, pruning, context)),
-        ("pruned", _call(result.model, feeds, pruning, context)),
+        ("dense", _call(dense, feeds, quantized, context)),
+        ("pruned", _call(result.model, feeds, quantized, context)),
     ]
-    slow, fast = interleave(calls, seconds=seconds, max_runs=100_000, clock=time.thread_time)
+    slow, fast = interleave(calls, seconds=asked.seconds, max_runs=100_000, clock=time.thread_time)
     speedup = speedup_of(slow, fast)
     return Row(
         name,
@@ -158,10 +159,8 @@ def _judged(
     )
 
 
-def _call(
-    model: ir.Model, feeds: Feeds, pruning: PruneStructured, context: Context
-) -> Callable[[], object]:
-    form = quickly_quantized(model, feeds, context) if pruning.costs == "int8" else model
+def _call(model: ir.Model, feeds: Feeds, quantized: bool, context: Context) -> Callable[[], object]:
+    form = quickly_quantized(model, feeds, context) if quantized else model
     session = open_session(form, settings=context.target.session, threads=1)
     return lambda: run_feeds(session, feeds)
 

@@ -104,6 +104,12 @@ class PruneStructured:
                 if word not in get_args(known):
                     near = suggestion(word, get_args(known))
                     raise PassError(f"prune-structured: {field} has no '{word}'{near}")
+        if self.costs != PruneStructured.costs and self.ranking != "latency":
+            raise PassError(
+                f"prune-structured: costs is {self.costs}, but ranking is {self.ranking}, which "
+                "times nothing, so it would have no effect; leave prune-structured.costs out, or "
+                "set prune-structured.ranking=latency"
+            )
 
     def run(self, model: ir.Model, context: Context) -> Result:
         """Cut; ``changed`` counts the tensors that became smaller, or were fitted."""

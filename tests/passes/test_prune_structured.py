@@ -598,6 +598,7 @@ def test_a_plan_for_another_model_or_a_damaged_one_is_refused(groups, message):
         ({"max_ratio": 1.5}, "max_ratio is 1.5"),
         ({"max_ratio": 0.0}, "max_ratio is 0.0"),
         ({"max_ratio": 0.5}, "max_ratio is 0.5, but ranking is local.*no effect; leave .* out, or"),
+        ({"costs": "int8"}, "costs is int8, but ranking is local.*no effect; leave .* out, or"),
         ({"round_to": -1}, "round_to is -1"),
         ({"ranking": "globl"}, "ranking has no 'globl', did you mean 'global'"),
         ({"costs": "int4"}, "costs has no 'int4'"),
