@@ -70,30 +70,33 @@ def residual(work: pathlib.Path, held_out: bool) -> Task:
     return Task(
         name="residual",
         measure=f"accuracy on {len(judged.classes):,} images, %",
-        ratios=(0.25, 0.375, 0.5, 0.625, 0.75),
+        ratios=(0.3, 0.4, 0.5, 0.55, 0.6),
         context=Context(
             target=TARGET,
             reference=ir.load(path),
-            calibration=data.learned.first(32_768).feeds(_IMAGES),
-            calibration_labels=data.learned.first(32_768).labels(_IMAGES),
+            calibration=data.learned.feeds(_IMAGES),
+            calibration_labels=data.learned.labels(_IMAGES),
             validation=data.held_out.first(2_048).feeds(_IMAGES),
             validation_labels=data.held_out.first(2_048).labels(_IMAGES),
+            cache=work,
         ),
         judge=lambda model: 100.0 * float(fashion.correct(model, judged).mean()),
         timed=data.held_out.first(1).feeds()[0],
-        prune=PruneStructured(),
-        recover=_learning(steps=800, rate=1.0, bias_rate=0.02),
+        prune=PruneStructured(ranking="latency", refit=True),
+        recover=_learning(steps=1600, rate=0.5, bias_rate=0.01),
         quantize=(QuantizeStatic(),),
         qat=_learning(steps=200, rate=0.05, bias_rate=2e-3),
     )
 
 
 def _learning(steps: int, rate: float, bias_rate: float) -> Recover:
-    """From the dense model and from labels, batches of ``_IMAGES``."""
+    """From the dense model's answers and from labels, batches of ``_IMAGES``."""
     return Recover(
         steps=steps,
         batch=1,
         splice=False,
+        features=0,
+        feature_weight=0.0,
         rate=rate,
         bias_rate=bias_rate,
         temperature=4.0,
@@ -110,21 +113,22 @@ def efficientnet_lite0(work: pathlib.Path, held_out: bool) -> Task:
     judged = [{"image": image} for image in data.judged]
     expected = _classes(reference, judged)
     return Task(
-        name="efficientnet-lite0",
+        name="efficientnet-lite0-held-out" if held_out else "efficientnet-lite0",  # other models
         measure=f"agreement with float32 on {len(judged)} photographs, %",
-        ratios=(0.125, 0.25, 0.375),
+        ratios=(0.3, 0.4, 0.5),
         context=Context(
             target=TARGET,
             reference=reference,
             calibration=[feeds for i, feeds in enumerate(learned) if i % 8],
             validation=validation,
+            cache=work,
         ),
         judge=lambda model: 100.0 * float((_classes(model, judged) == expected).mean()),
         timed=judged[0],
-        prune=PruneStructured(importance="taylor", ranking="global"),
-        recover=Recover(steps=200, batch=8, rate=0.3, bias_rate=3e-3),
+        prune=PruneStructured(importance="wanda", ranking="latency", refit=True),
+        recover=Recover(steps=100, batch=8, rate=0.03, bias_rate=1e-3),
         quantize=(QuantizeStatic(),),
-        qat=Recover(steps=60, batch=8, bias_rate=1e-4),
+        qat=None,
     )
 
 

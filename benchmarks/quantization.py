@@ -67,7 +67,7 @@ def main() -> None:
     asked = _arguments()
     work = asked.work or asked.peers / "work"
     work.mkdir(parents=True, exist_ok=True)
-    peers = Peers(asked.peers.resolve(), asked.core)
+    peers = Peers(asked.peers.resolve(), str(asked.core))
     if asked.profile:
         for name in asked.profile:
             print(profile.compare(_case(name, work, asked.fresh), work / "made" / name, peers))
@@ -254,7 +254,7 @@ def _footer(peers: Peers) -> str:
     from edgec.machine import cpu_name
 
     return (
-        f"\n{cpu_name()}, core {peers.core}, 1 thread, batch 1; onnxruntime "
+        f"\n{cpu_name()}, core {peers.cores}, 1 thread, batch 1; onnxruntime "
         f"{onnxruntime.__version__}, edgec {edgec.__version__}, peers as in peers/install.py.\n"
         "speed: median CPU time of float32 over that of the file, in turns. Random weights: only "
         "agreement and SQNR tell, and real weights quantize less easily.\n"

@@ -47,6 +47,12 @@ ENVIRONMENTS: Mapping[str, Environment] = {
         ("litert-torch==0.10.0", "litert-converter==0.5.0", "ai-edge-quantizer==0.10.0"),
     ),
     "executorch": Environment((_TORCH, "executorch==1.5.1")),
+    # language models; llama.cpp is compiled here, for this CPU
+    "llama-cpp": Environment(("llama-cpp-python==0.3.36", "numpy==2.4.6")),
+    "genai": Environment(  # its model builder imports classes of transformers 5
+        (_TORCH, "onnxruntime==1.31.1", "onnxruntime-genai==0.18.0", "transformers==5.23.0")
+        + ("onnx==1.23.2", "onnx-ir==1.1.0", "numpy==2.4.6", "accelerate==1.15.0"),
+    ),
 }
 
 

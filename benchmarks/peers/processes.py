@@ -28,10 +28,10 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True)
 class Peers:
-    """Where the environments are, and the core that every process is bound to."""
+    """Where the environments are, and the cores that every process is bound to: "0" or "0,1"."""
 
     folder: pathlib.Path
-    core: int
+    cores: str
 
     def python(self, environment: str) -> str:
         """The interpreter of an environment; "" is this one. Raises Unavailable."""
@@ -53,7 +53,7 @@ class Peers:
         paths = [ROOT / "benchmarks", ROOT / "runtime", ROOT / "tests"]
         threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         return subprocess.Popen(
-            ["taskset", "-c", str(self.core), self.python(environment), *arguments],
+            ["taskset", "-c", self.cores, self.python(environment), *arguments],
             env={
                 **os.environ,
                 **threads,
@@ -98,22 +98,22 @@ def quantize(
     return cost
 
 
-class Worker:
-    """A file open in its runtime in a process of its own (``worker.py``)."""
+class Process:
+    """A module of this package that answers a line of JSON with a line of JSON."""
 
-    def __init__(self, peers: Peers, tool: Tool, file: pathlib.Path, case: pathlib.Path) -> None:
-        """Open the file. Raises Unavailable with the runtime's reason."""
-        self._log = file.with_name(f"{tool.engine}.{file.name}.log").open("w", encoding="utf-8")
+    def __init__(
+        self, peers: Peers, environment: str, log: pathlib.Path, module: str, *arguments: str
+    ) -> None:
+        """Start it; its first line says whether it could open its file. Raises Unavailable."""
+        self._log = log.open("w", encoding="utf-8")
         self._process = peers.start(
-            tool.run_in,
-            *("-m", "peers.worker", tool.engine, str(file), str(peers.core)),
+            environment,
+            *("-m", module, *arguments),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
         )
-        self._case = str(case)
         self._answer()
-        self.ask(do="load", case=self._case)
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """Send a request and wait for its answer. Raises Unavailable."""
@@ -121,14 +121,6 @@ class Worker:
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         return self._answer()
-
-    def outputs(self, scratch: pathlib.Path, limit: int | None) -> np.ndarray[Any, Any]:
-        """The judged output on the first ``limit`` evaluation samples, float32 [samples, ...]."""
-        to = scratch / "outputs.npy"
-        self.ask(do="outputs", case=self._case, to=str(to), limit=limit)
-        array: np.ndarray[Any, Any] = np.load(to)
-        to.unlink()
-        return array
 
     def close(self) -> None:
         """End the process."""
@@ -141,11 +133,31 @@ class Worker:
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
-            raise Unavailable(f"its runtime ended with code {code}; see {self._log.name}")
+            raise Unavailable(f"its process ended with code {code}; see {self._log.name}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise Unavailable(answer["error"])
         return answer
+
+
+class Worker(Process):
+    """A file open in its runtime in a process of its own (``worker.py``)."""
+
+    def __init__(self, peers: Peers, tool: Tool, file: pathlib.Path, case: pathlib.Path) -> None:
+        """Open the file. Raises Unavailable with the runtime's reason."""
+        log = file.with_name(f"{tool.engine}.{file.name}.log")
+        arguments = (tool.engine, str(file), peers.cores)
+        super().__init__(peers, tool.run_in, log, "peers.worker", *arguments)
+        self._case = str(case)
+        self.ask(do="load", case=self._case)
+
+    def outputs(self, scratch: pathlib.Path, limit: int | None) -> np.ndarray[Any, Any]:
+        """The judged output on the first ``limit`` evaluation samples, float32 [samples, ...]."""
+        to = scratch / "outputs.npy"
+        self.ask(do="outputs", case=self._case, to=str(to), limit=limit)
+        array: np.ndarray[Any, Any] = np.load(to)
+        to.unlink()
+        return array
 
 
 def interleave(workers: Mapping[str, Worker], seconds: float) -> dict[str, float]:
