@@ -153,7 +153,7 @@ def _judged(
         dense_ms=slow.median_ms,
         pruned_ms=fast.median_ms,
         error=after / fast.median_ms - 1,
-        slower=speedup.is_below(1.0),
+        slower=bool(result.changed) and speedup.is_below(1.0),
         seconds=took,
         why="" if result.changed else "nothing was cut",
     )
@@ -179,7 +179,7 @@ def _line(row: Row) -> str:
 def _table(rows: list[Row]) -> str:
     """Markdown, and how many of the pruned models are slower than their dense parents."""
     head = "model ranking ratio dense_ms pruned_ms predicted measured error pruning note".split()
-    run = [row for row in rows if row.measured]
+    run = [row for row in rows if row.measured and not row.why]
     off = sorted(abs(row.error) for row in run)
     middle = off[len(off) // 2] if off else 0.0
     return "\n".join(
