@@ -7,9 +7,9 @@
     gptq   levels that keep the product's output, on a grid clipped as for awq
 
 The last two read the second moments of the layers' inputs from one run of the float model
-over the calibration data; a matrix that is an embedding table too gets clip instead, since
-its rows must stay near what they are, and so does one of more than 16,384 inputs, whose
-moments would take gigabytes.
+over the calibration data. A matrix of more than 16,384 inputs, whose moments would take
+gigabytes, gets clip instead. One that is an embedding table too is rounded for the product: its
+rows move farther than by clip, which costs a language model less than a worse output layer.
 """
 
 from __future__ import annotations
@@ -68,11 +68,8 @@ class Matrix:
         return np.ascontiguousarray(array if self.axis == 1 else array.T)
 
     def inputs(self) -> dict[str, ir.Value]:
-        """The values that products multiply it with, by name.
-
-        None for an embedding table, and for a matrix too wide to take their moments.
-        """
-        if self.tables or self.wide:
+        """The values that products multiply it with, by name; none if too wide for moments."""
+        if self.wide:
             return {}
         values = (required(node, 0) for node in self.products)
         return {str(value.name): value for value in values}
@@ -235,6 +232,8 @@ def _source(name: str, group: Sequence[Matrix]) -> awq.Source:
     if not group:
         raise Refused("no quantized product reads it")
     products = {node for matrix in group for node in matrix.products}
+    if any(matrix.tables for matrix in group):
+        raise Refused("its weight is an embedding table, too, whose rows are looked up")
     if any(len(matrix.inputs()) > 1 for matrix in group):
         raise Refused("its weight multiplies several values")
     width = group[0].rows().shape[1]

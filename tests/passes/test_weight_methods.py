@@ -205,3 +205,27 @@ def test_memory_of_the_moments_is_bounded_by_groups_of_values(monkeypatch):
     assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]  # a run over the samples for each value
     for name, expected in whole.items():
         np.testing.assert_array_equal(apart[name], expected)
+
+
+def test_a_table_that_is_the_output_layer_too_is_rounded_for_the_product():
+    text = """g (int64[m] ids, float[n, 64] x) => (float[m, 64] e, float[n, 300] y) {
+        [look] e = Gather (table, ids)
+        t = Transpose <perm = [1, 0]> (table)
+        [head] y = MatMul (x, t)
+    }"""
+    model = graphs.graph(text, {"table": graphs.weight(300, 64)})
+    mixed = graphs.feed(64, 64, seed=1) * np.linspace(0.1, 3.0, 64, dtype=np.float32)[:, None]
+
+    def feeds(seed):  # inputs that are correlated, as behind a trained network
+        return {"ids": np.arange(0, 300, 7), "x": graphs.feed(200, 64, seed=seed) @ mixed}
+
+    context = graphs.context(model, calibration=[feeds(2), feeds(3)])
+    table, product = {}, {}
+    for method in ("clip", "gptq", "awq"):
+        made = QuantizeWeights(bits=4, embedding_bits=4, method=method, block_size=32)
+        result = made.run(model.clone(), context)
+        (e, y), (e4, y4) = graphs.run(model, **feeds(4)), graphs.run(result.model, **feeds(4))
+        table[method], product[method] = sqnr_db(e, e4), sqnr_db(y, y4)
+    assert product["gptq"] > product["clip"] + 2
+    assert table["gptq"] > table["clip"] - 6
+    assert product["awq"] > product["clip"]  # its grid is chosen for the inputs, unscaled
