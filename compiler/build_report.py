@@ -18,20 +18,17 @@ from edgec.machine import absent_providers
 from edgec.passes import PruneBlocks, PruneStructured
 from edgec.pipeline import Step
 from edgec.report import (
-    DepthPlan,
     Layer,
     Measurement,
     Parity,
-    PrunedGroup,
-    PruningPlan,
     Report,
-    ResidualBlock,
     Robustness,
     Side,
     Skipped,
     Slices,
 )
 from edgec.report import Step as StepReport
+from edgec.report_plans import DepthPlan, PrunedGroup, PruningPlan, ResidualBlock
 from edgec.source import Source
 from edgec.targets import Target
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from edgec import report_format as words
 from edgec import report_markup as html
-from edgec.report import DepthPlan, PruningPlan, Report
+from edgec.report import Report
+from edgec.report_plans import DepthPlan, PruningPlan
 
 _SHOWN = 12  # rows of a table that is not folded up
 _GROUPS = (

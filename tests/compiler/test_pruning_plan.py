@@ -27,9 +27,10 @@ from edgec.pipeline import run_passes
 from edgec.promise import Limits
 from edgec.pruning_plan import as_decisions, check_plan, read_plan
 from edgec.recipe import load_recipe
-from edgec.report import DepthPlan, PrunedGroup, PruningPlan, ResidualBlock, Trial
+from edgec.report import Trial
 from edgec.report_format import trial_rows
 from edgec.report_html import render_html
+from edgec.report_plans import DepthPlan, PrunedGroup, PruningPlan, ResidualBlock
 from edgec.search import search
 
 RECIPE = "cleanup,fuse,prune-structured"
