@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import json
 import pathlib
 import re
@@ -281,7 +282,10 @@ def test_ctrl_c_is_one_line_and_the_same_command_goes_on(work, tmp_path):
     output, work_folder = tmp_path / "a.onnx", tmp_path / ".a.onnx.work"
     arguments = [str(work / "cnn.onnx"), "--data", str(work / "data.npz"), "-o", str(output)]
     command = [sys.executable, "-m", "edgec", "adapt", *arguments, "--steps", "100000"]
-    started = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    streams: dict[str, Any] = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    # a shell starts what runs in its background, this test perhaps, with SIGINT ignored
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    started = subprocess.Popen(command, preexec_fn=heard, **streams)
     try:
         until = time.monotonic() + 120
         while not list(work_folder.glob("*.safetensors")) and time.monotonic() < until:
