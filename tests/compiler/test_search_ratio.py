@@ -62,6 +62,7 @@ class Measured:
     drop: Callable[[int], float] = lambda left: 0.0
     speed: Callable[[int], float | None] = lambda left: UNITS / left
     trained_is_slower: float = 1.0
+    dense_ms: float = 8.0
     quick: list[int] = field(default_factory=list)
     full: list[int] = field(default_factory=list)
 
@@ -82,7 +83,7 @@ class Measured:
     def held(self, recipe: Sequence[str], left: int, slower: float) -> Trial:
         speed = self.speed(left)
         speedup = None if speed is None else speed / slower
-        latency_ms = None if speedup is None else 8.0 / speedup
+        latency_ms = None if speedup is None else self.dense_ms / speedup
         size_bytes, limits, reasons = left * 10_000, self.limits, []
         if speedup is not None and speedup < (limits.min_speedup or 0.0):
             reasons.append(f"below {limits.min_speedup}x")
@@ -153,6 +154,14 @@ def test_the_smallest_share_that_clearly_keeps_size_and_speed(
     assert [trial.chosen for trial in found.trials] == [False] * 5 + [True]
     assert found.trials[-1].ratio == share(found)
     assert f"ratio {share(found):g} was chosen" in found.findings[0]
+
+
+def test_what_the_runtime_adds_to_a_call_counts_where_a_call_is_short(context: Context) -> None:
+    # 15 units are fast enough as a graph of 47 microseconds, 10 as a bundle
+    judge = Measured(Limits(min_speedup=2), dense_ms=0.1)
+    assert units_left(hunt(context, judge).steps) == 10
+    judge = Measured(Limits(max_latency_ms=0.05), dense_ms=0.1)
+    assert units_left(hunt(context, judge).steps) == 10
 
 
 @pytest.mark.parametrize("limit", [0.0, 0.1, 0.2, 0.5, 0.9, 1.0])
