@@ -33,7 +33,7 @@ from edgec.report import Trial
 _STEPS = 32  # a share is a multiple of 1/32
 _FIRST = 8  # of them, tried first where the drop alone decides
 _MARGIN = 1.03  # by which a limit has to be kept without training: the last look may differ
-_CALL_MS = 0.015  # that the runtime adds to a run: graphs are tried alone, the bundle is timed in it
+_CALL_MS = 0.015  # added by the runtime: graphs are tried alone, the bundle is timed in it
 _MORE = 3  # larger shares that are tried where the whole recipe misses what it kept untrained
 
 
