@@ -90,7 +90,7 @@ def test_a_bundle_meets_attacks_by_its_own_gradients_and_by_the_references(
     assert own.on_bundle and not transfer.on_bundle
     assert transfer.gradients.startswith("reference alone (transfer to the bundle): its graph")
     pgd, carried = own.rows[2], transfer.rows[2]
-    assert pgd.bundle < carried.bundle - 0.05  # what transfer alone would have missed
+    assert pgd.bundle < carried.bundle - 0.02  # what transfer alone would have missed
     assert pgd.reference <= carried.reference
     assert own.rows[3:] == transfer.rows[3:]
     assert measured(pruned, pruned) == own  # the same again
