@@ -13,13 +13,21 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from edgec.passes.contract import Context, Result, Stage
+from edgec.passes.join_products import join_products
 from edgec.passes.lower_attention import lower_attention
 from edgec.passes.lower_decoder import lower_decoder
 from edgec.passes.lower_norm import lower_norm
 from edgec.passes.lower_pool import lower_pool
 from edgec.passes.lower_weights import lower_weights
 
-_STEPS = (lower_weights, lower_norm, lower_decoder, lower_attention, lower_pool)
+_STEPS = (
+    lower_weights,
+    lower_norm,
+    lower_decoder,
+    lower_attention,
+    join_products,
+    lower_pool,
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +37,7 @@ class Lower:
     name: ClassVar[str] = "lower"
     stage: ClassVar[Stage] = Stage.LOWER
     lossless: ClassVar[bool] = True
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
 
     def run(self, model: ir.Model, context: Context) -> Result:
         """Lower; ``changed`` counts the nodes that were replaced or read another form.
