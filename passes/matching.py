@@ -175,9 +175,12 @@ def with_new_numbers(value: ir.Value, array: Array) -> ir.Value:
 def insert(
     anchor: ir.Node, op_type: str, inputs: list[ir.Value | None], **attributes: Any
 ) -> ir.Node:
-    """A new node in front of ``anchor``; attribute ``domain`` names another operator set."""
-    domain = attributes.pop("domain", "")
-    node = ir.node(op_type, inputs, attributes, domain=domain)
+    """A new node in front of ``anchor``.
+
+    Of the attributes ``domain`` names another operator set, ``num_outputs`` is how many there are.
+    """
+    domain, outputs = attributes.pop("domain", ""), attributes.pop("num_outputs", 1)
+    node = ir.node(op_type, inputs, attributes, domain=domain, num_outputs=outputs)
     assert anchor.graph is not None
     anchor.graph.insert_before(anchor, node)
     return node
