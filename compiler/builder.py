@@ -146,6 +146,7 @@ def build(
         validation_labels=labels_of(inputs.validation),
         cache=user_cache(),
         workers=workers,
+        context_length=exported.language.generation.context_length if exported.language else None,
         seed=seed,
         progress=progress,
     )

@@ -98,6 +98,7 @@ class Context:
     need not exist, and is removed in the end. None: nothing is kept.
     cache: folder for what other builds may use, too; it need not exist. None: nothing is kept.
     workers: the processes that trainings are shared with; None if there are no others.
+    context_length: tokens that a language model reads at most; None if it is none, or not known.
     """
 
     target: Target
@@ -111,6 +112,7 @@ class Context:
     work: pathlib.Path | None = None
     cache: pathlib.Path | None = None
     workers: Workers | None = None
+    context_length: int | None = None
     seed: int = 0
     progress: Progress = lambda what, done, total: None
 

@@ -7,7 +7,7 @@ them). Two rewritings that agree on one prompt can still part in a cache or behi
 trial is a whole conversation:
 
     one row:    a prompt, a second piece of it behind the first, 20 single tokens
-    four rows:  whole, padded left (one and several places) and padded right; 20 single tokens
+    four rows:  padded left (one place and several), whole, and padded right; 20 single tokens
 
 The rewriting stands beside what it replaces in one model, and both read the same operands: an
 error is of that place alone, and int8 rounding between layers cannot blow it up. The caches
@@ -111,7 +111,8 @@ def trials_for(decoder: Decoder, context: Context) -> tuple[Trial, ...]:
     third = length // 3
     ids = np.stack([prompt[:length] for prompt in prompts])
     shown = np.ones((4, length + STEPS), np.int64)
-    shown[1, :1] = shown[2, :third] = shown[3, length - third : length] = 0
+    # the first row is padded: kernels may take the whole batch's beginning from it
+    shown[0, :1] = shown[2, :third] = shown[3, length - third : length] = 0
     return (
         Trial(single, np.ones_like(single), (len(prompts[0]), _SECOND_PIECE, *[1] * STEPS)),
         Trial(np.concatenate([ids, tail[:, :STEPS]], axis=1), shown, (length, *[1] * STEPS)),

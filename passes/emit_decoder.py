@@ -16,22 +16,29 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgec.passes.decode_trials import IDS, MASK
+from edgec.passes.decode_trials import IDS, MASK, POSITIONS
 from edgec.passes.match_decoder import CachedAttention, Heads, Mask
 from edgec.passes.matching import add_initializer
+from edgec.passes.rotary_tables import copied, nodes_between
 
 KERNEL, ROTARY = "GroupQueryAttention", "RotaryEmbedding"
 CONTRIB = "com.microsoft"
 # Finite, or a row that attends to nothing would give NaN, and NaN in the caches of all layers
 # behind; low, since scores of a language model lie some hundred apart.
 _HIDDEN = -10000.0
+_END = np.iinfo(np.int64).max
 
 
 @dataclass
 class Emission:
-    """Puts kernels into one model, which has the inputs of a decoder (``decoder_of``)."""
+    """Puts kernels into one model, which has the inputs of a decoder (``decoder_of``).
+
+    rows: of the tables with which the attention kernel rotates queries and keys itself; 0 leaves
+    that to kernels in front of it.
+    """
 
     model: ir.Model
+    rows: int = 0
     _shared: dict[tuple[str, ...], ir.Value] = field(default_factory=dict)
 
     def emit(self, match: CachedAttention) -> tuple[ir.Value, ir.Value, ir.Value]:
@@ -40,16 +47,20 @@ class Emission:
         anchor = match.end.producer()
         assert anchor is not None
         at = _Inserter(anchor, str(match.end.name))
-        query, key = self._rotated(at, match)
+        inside = match.rotary is not None and self.rows > 0
+        query, key = self._operands(at, match) if inside else self._rotated(at, match)
         value = _merged(at, match.value, match.kv_heads * match.size)
-        inputs = [query, key, value, match.keys.past, match.values.past]
+        inputs: list[ir.Value | None] = [query, key, value, match.keys.past, match.values.past]
         inputs += [self._last(at), self._total(at)]
-        bias = None if match.mask is None else self._bias(at, match.mask)
-        unused: list[ir.Value | None] = [None, None, None]  # tables and positions of rotation
+        inputs += self._rotation(at, match) if inside else [None, None, None]
+        inputs.append(None if match.mask is None else self._bias(at, match.mask))
+        while inputs[-1] is None:
+            inputs.pop()
+        attributes = {"num_heads": match.heads, "kv_num_heads": match.kv_heads}
         node = at.node(
             KERNEL,
-            [*inputs, *unused, bias] if bias is not None else [*inputs],
-            {"num_heads": match.heads, "kv_num_heads": match.kv_heads, "scale": match.scale},
+            inputs,
+            {**attributes, "scale": match.scale, **({"do_rotary": 1} if inside else {})},
             outputs=3,
             domain=CONTRIB,
         )
@@ -64,15 +75,54 @@ class Emission:
         parts = [at.size(ids, 0), at.numbers([heads]), past, at.numbers([size])]
         return at.value("Concat", parts, axis=0)
 
+    def _operands(self, at: _Inserter, match: CachedAttention) -> tuple[ir.Value, ir.Value]:
+        """Queries and keys [batch, sequence, heads * size], not rotated."""
+        query = _merged(at, match.query, match.heads * match.size)
+        return query, _merged(at, match.key, match.kv_heads * match.size)
+
+    def _rotation(self, at: _Inserter, match: CachedAttention) -> list[ir.Value]:
+        """Tables [rows, size / 2] of cos and sin, and the positions that the kernel counts by.
+
+        It counts the tokens of a prompt from the first row's first position on, padding included,
+        whatever the others are; so the tokens behind one count from the padding on, too: as many
+        more as the row has on its left. Padding is 0, and with it the first row's beginning.
+        """
+        assert match.rotary is not None
+        tables = [self._whole_table(at, angle, match.size) for angle in match.rotary]
+
+        def made() -> ir.Value:
+            mask = self._input(MASK)
+            before = at.node("ArgMax", [mask], {"axis": 1, "keepdims": 1}).outputs[0]
+            counted = at.value("Add", [self._input(POSITIONS), before])
+            ends = [at.value("Neg", [self._new(at)]), at.numbers([_END]), at.numbers([1])]
+            return at.value("Mul", [counted, at.value("Slice", [mask, *ends])])
+
+        return [*tables, self._once(("counted",), made)]
+
+    def _whole_table(self, at: _Inserter, angle: ir.Value, size: int) -> ir.Value:
+        """cos or sin of the positions 0 to ``rows`` - 1, [rows, size / 2]."""
+
+        def made() -> ir.Value:
+            positions = self._input(POSITIONS)
+            nodes = nodes_between(positions, angle)
+            assert nodes is not None  # or ``rows`` is 0
+            zero, one, end = (at.constant(np.array(n, np.int64)) for n in (0, 1, self.rows))
+            counted = at.value("Range", [zero, end, one])
+            given = at.value("Reshape", [counted, at.numbers([1, self.rows])])
+            whole = copied(nodes, positions, given, at.add)[angle]
+            half = at.slice(whole, 0, size // 2, axis=3)
+            return at.value("Reshape", [half, at.numbers([self.rows, size // 2])])
+
+        return self._once(("whole", str(angle.name), str(size)), made)
+
     def _rotated(self, at: _Inserter, match: CachedAttention) -> tuple[ir.Value, ir.Value]:
         """Queries and keys [batch, sequence, heads * size], rotated."""
-        sides = ((match.query, match.heads, "query"), (match.key, match.kv_heads, "key"))
-        first, second = (_merged(at, s, n * match.size) for s, n, _ in sides)
+        first, second = self._operands(at, match)
         if match.rotary is None:
             return first, second
         tables = [self._table(at, angle, match.size) for angle in match.rotary]
         results = []
-        for merged, (_, _, part) in zip((first, second), sides, strict=True):
+        for merged, part in ((first, "query"), (second, "key")):
             node = at.node(ROTARY, [merged, self._rows(at), *tables], {}, domain=CONTRIB)
             node.name = f"{at.stem}_{part}_rotary"
             results.append(node.outputs[0])
@@ -175,9 +225,13 @@ class _Inserter:
     ) -> ir.Node:
         """A new node."""
         made = ir.node(op_type, inputs, attributes, domain=domain, num_outputs=outputs)
+        self.add(made)
+        return made
+
+    def add(self, made: ir.Node) -> None:
+        """Put a new node in its place."""
         assert self.anchor.graph is not None
         self.anchor.graph.insert_before(self.anchor, made)
-        return made
 
     def value(self, op_type: str, inputs: Sequence[ir.Value], **attributes: int) -> ir.Value:
         """The result of a new node of standard ONNX."""

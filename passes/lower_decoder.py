@@ -31,14 +31,19 @@ import onnx_ir.passes.common as common
 
 from edgec.passes.contract import Context, PassError, Result, Skip
 from edgec.passes.decode_trials import (
+    MASK,
+    POSITIONS,
     Decoder,
     Trial,
     Twin,
     decoder_of,
     largest_errors,
+    run_trial,
     trials_for,
 )
 from edgec.passes.emit_decoder import KERNEL, ROTARY, Emission
+from edgec.passes.equivalence import difference
+from edgec.passes.lower_weights import with_float_products
 from edgec.passes.match_decoder import CachedAttention, find_cached_attentions
 from edgec.passes.matching import (
     add_initializer,
@@ -47,6 +52,7 @@ from edgec.passes.matching import (
     remove_unused,
     take_over,
 )
+from edgec.passes.rotary_tables import LARGEST_BYTES, evaluated, grow_evenly, nodes_between
 
 TOLERANCE = 1e-4  # of the largest number: float noise of another summation order
 
@@ -67,13 +73,29 @@ def lower_decoder(model: ir.Model, context: Context) -> Result:
         chosen = [name for name in names if name in locked]
     else:
         chosen = _proven(model, rotary, context, names, skipped) if names else []
+    decisions: dict[str, object] = {"decoder": chosen} if names else {}
     if chosen:
-        model = _rewritten(model, rotary, chosen)
+        plain = _rewritten(model, rotary, chosen)
+        rows = _table_rows(model, rotary, chosen, context)
+        if rows and "decoder" in context.lock:
+            rows = rows if context.lock.get("rotates") else 0
+            plain = _rewritten(model, rotary, chosen, rows) if rows else plain
+        elif rows:
+            inside = _rewritten(model, rotary, chosen, rows)
+            error = _conversation_error(plain, inside, context)
+            if error <= TOLERANCE:
+                plain = inside
+            else:
+                rows = 0
+                text = f"rotating inside {KERNEL} changes the logits by {error:.1e} of the largest"
+                skipped += [Skip(name, text) for name in chosen]
+        model = plain
+        decisions["rotates"] = bool(rows)
     return Result(
         model,
         len(chosen),
         tuple(skipped),
-        decisions={"decoder": chosen} if names else {},
+        decisions=decisions,
         findings=_findings(len(chosen), len(names) + len(refused)),
     )
 
@@ -166,6 +188,46 @@ def _errors(
     return {name: max(lengths, *found[3 * i : 3 * i + 3]) for i, name in enumerate(names)}
 
 
+def _table_rows(model: ir.Model, rotary: bool, names: Sequence[str], context: Context) -> int:
+    """Rows of the tables for rotating inside the kernel; 0 if it cannot."""
+    matches = [m for m in find_cached_attentions(model, rotary=rotary)[0] if _name(m) in names]
+    inputs = {str(value.name): value for value in model.graph.inputs}
+    angles = {pair: m.size for m in matches if (pair := m.rotary) is not None}
+    rows = context.context_length or 0
+    if POSITIONS not in inputs or MASK not in inputs:
+        return 0
+    source = inputs[POSITIONS]
+    if not rows or not angles or sum(4 * rows * size for size in angles.values()) > LARGEST_BYTES:
+        return 0
+    for pair in angles:
+        tables = []
+        for angle in pair:
+            nodes = nodes_between(source, angle)
+            if nodes is None:
+                return 0
+            tables.append(evaluated(nodes, source, angle, rows))
+        if not grow_evenly(*tables):
+            return 0
+    return rows
+
+
+def _conversation_error(old: ir.Model, new: ir.Model, context: Context) -> float:
+    """Largest difference of the logits in whole conversations, each model with its own caches.
+
+    Relative to the largest logit of a run, at the positions that the mask shows. Products are
+    computed in float32: rounded activations would tell nothing.
+    """
+    old, new = (with_float_products(one) or one for one in (old, new))
+    decoder = decoder_of(old)
+    assert isinstance(decoder, Decoder)  # the attentions were proven on it
+    logits, worst = str(old.graph.outputs[0].name), 0.0
+    for trial in trials_for(decoder, context):
+        runs = (run_trial(model, decoder, trial, [logits]) for model in (old, new))
+        for (shown, first), (_, second) in zip(*runs, strict=True):
+            worst = max(worst, difference(first[logits][shown], second[logits][shown]))
+    return worst
+
+
 def _past_shapes(model: ir.Model, emission: Emission) -> list[tuple[ir.Value, ir.Value]]:
     """The shapes of caches that the graph reads, and the same from ids and mask."""
     found = []
@@ -181,10 +243,10 @@ def _past_shapes(model: ir.Model, emission: Emission) -> list[tuple[ir.Value, ir
     return found
 
 
-def _rewritten(model: ir.Model, rotary: bool, names: Sequence[str]) -> ir.Model:
-    """A copy of the model in which these attentions are rewritten."""
+def _rewritten(model: ir.Model, rotary: bool, names: Sequence[str], rows: int = 0) -> ir.Model:
+    """A copy of the model in which these attentions are rewritten. rows: as of ``Emission``."""
     work = model.clone()
-    emission = Emission(work)
+    emission = Emission(work, rows)
     matches = find_cached_attentions(work, rotary=rotary)[0]
     for old, new in _past_shapes(work, emission):
         take_over(old, new)

@@ -60,8 +60,8 @@ def test_trials_are_whole_left_and_right_padded_conversations_of_20_steps():
     assert single.pieces == (9, 4, *[1] * STEPS) and single.shown.all()
     assert batch.pieces == (9, *[1] * STEPS) and batch.shown[:, 9:].all()
     assert batch.shown[:, :9].tolist() == [
-        [1] * 9,
         [0] + [1] * 8,
+        [1] * 9,
         [0] * 3 + [1] * 6,
         [1] * 6 + [0] * 3,
     ]
