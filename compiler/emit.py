@@ -24,7 +24,7 @@ from edgec.targets import Target
 from edgec_runtime import bundle as format_
 from edgec_runtime import manifest as parts
 from edgec_runtime.adapters import SLOT
-from edgec_runtime.generation import ENCODER, MAIN, Generation
+from edgec_runtime.generation import ENCODER, LOGITS_FROM, MAIN, Generation
 from edgec_runtime.state import StatePair
 
 _INLINE_BYTES = 1024  # tensors below stay in the graph
@@ -118,10 +118,10 @@ def _large_tensors(model: ir.Model) -> list[tuple[ir.Value, ir.TensorProtocol]]:
 
 
 def _open_slots(model: ir.Model) -> None:
-    """Make the slots of adapters inputs with defaults, which a device may fill."""
+    """Make inputs with defaults of what a device may fill: slots of adapters, LOGITS_FROM."""
     graph = model.graph
     for name, value in graph.initializers.items():
-        if name.startswith(SLOT) and value not in graph.inputs:
+        if (name.startswith(SLOT) or name == LOGITS_FROM) and value not in graph.inputs:
             graph.inputs.append(value)
 
 
@@ -180,8 +180,11 @@ def make_manifest(
 
 def _generation(language: Language, model: ir.Model) -> Generation:
     """How the decoder ``model`` is spoken to, with the kind of cache that its kernels allow."""
-    shared = can_share_cache(model)
-    return replace(language.generation, cache="shared" if shared else "growing")
+    return replace(
+        language.generation,
+        cache="shared" if can_share_cache(model) else "growing",
+        logits_from=LOGITS_FROM if LOGITS_FROM in model.graph.initializers else None,
+    )
 
 
 def graph_entry(model: ir.Model, file: str = "graph.onnx") -> parts.Graph:

@@ -16,6 +16,7 @@ from edgec.passes.contract import Context, Result, Stage
 from edgec.passes.join_products import join_products
 from edgec.passes.lower_attention import lower_attention
 from edgec.passes.lower_decoder import lower_decoder
+from edgec.passes.lower_logits import lower_logits
 from edgec.passes.lower_norm import lower_norm
 from edgec.passes.lower_pool import lower_pool
 from edgec.passes.lower_weights import lower_weights
@@ -26,6 +27,7 @@ _STEPS = (
     lower_decoder,
     lower_attention,
     join_products,
+    lower_logits,
     lower_pool,
 )
 

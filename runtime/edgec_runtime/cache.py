@@ -59,7 +59,7 @@ class GrowingCache:
     def __init__(self, tensors: Sequence[CacheTensor], batch: int) -> None:
         """An empty cache for that many rows."""
         self._pairs = [tensor.pair for tensor in tensors]
-        self._values = [_ort_value(tensor.empty(batch, 0)) for tensor in tensors]
+        self._values = [ort_value(tensor.empty(batch, 0)) for tensor in tensors]
         self.length = 0
 
     def reserve(self, length: int) -> None:
@@ -80,7 +80,7 @@ class GrowingCache:
         """Forget all tokens but the first ones."""
         if length < self.length:
             kept = (value.numpy()[:, :, :length] for value in self._values)
-            self._values = [_ort_value(np.ascontiguousarray(array)) for array in kept]
+            self._values = [ort_value(np.ascontiguousarray(array)) for array in kept]
             self.length = length
 
 
@@ -91,7 +91,7 @@ class SharedCache:
         """An empty cache for that many rows; ``reserve`` makes its buffers."""
         self._tensors = tensors
         self._arrays = [tensor.empty(batch, tensor.capacity or 0) for tensor in tensors]
-        self._values = [_ort_value(array) for array in self._arrays]
+        self._values = [ort_value(array) for array in self._arrays]
         self._binding: onnxruntime.IOBinding | None = None
         self.length = 0
 
@@ -103,7 +103,7 @@ class SharedCache:
         self._arrays = [t.empty(len(old[0]), length) for t in self._tensors]
         for array, before in zip(self._arrays, old, strict=True):
             array[:, :, : self.length] = before[:, :, : self.length]
-        self._values = [_ort_value(array) for array in self._arrays]
+        self._values = [ort_value(array) for array in self._arrays]
 
     def bind(self, binding: onnxruntime.IOBinding) -> None:
         """Bind each buffer as input and as output, once for many runs."""
@@ -253,7 +253,8 @@ def not_a_language_model(where: str) -> InputError:
     )
 
 
-def _ort_value(array: Array) -> onnxruntime.OrtValue:
+def ort_value(array: Array) -> onnxruntime.OrtValue:
+    """The array as a tensor of ONNX Runtime's, on the same memory."""
     import onnxruntime
 
     return onnxruntime.OrtValue.ortvalue_from_numpy(array)

@@ -33,6 +33,7 @@ from edgec_runtime.cache import (
     context_limit,
     new_cache,
     not_a_language_model,
+    ort_value,
 )
 from edgec_runtime.errors import InputError
 from edgec_runtime.generation import Generation, Sampling
@@ -320,6 +321,10 @@ class _Reader:
         self._binding = model.session.io_binding()
         for name, array in (model.encode(encoded) if encoded else {}).items():
             self._binding.bind_cpu_input(name, array)  # the same in every step
+        if generation.logits_from is not None:  # nobody reads the others
+            # as a tensor of ONNX Runtime's, or it finds no inputs that have defaults
+            self._last = ort_value(np.array([-1]))
+            self._binding.bind_ortvalue_input(generation.logits_from, self._last)
         inputs = {value.name: value.dtype for value in model.inputs}
         plain = (generation.ids, generation.mask, generation.positions)
         self._dtypes = {name: inputs[name] for name in plain if name is not None}

@@ -23,6 +23,9 @@ fed. It runs once a prompt; every output of it is an input of ``main`` of the sa
 the same in all steps: keys and values of the cross-attention, masks. The rows of a batch of answers
 are as long as each other, so that ``mask`` is null.
 
+A graph may take int64 [1] ``logits_from``, an input with the default 0: logits are of that
+position of this call and those behind it, counted from the end if below 0.
+
 Left out on purpose: beam search, caches in other layouts.
 """
 
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     from edgec_runtime.manifest import Graph, Value
 
 MAIN, ENCODER = "main", "encoder"  # roles of graphs
+LOGITS_FROM = "logits_from"  # name of the input that says which positions get logits
 
 _INDEX = ("int64", "int32")
 
@@ -112,6 +116,9 @@ class Generation:
     # names that a chat template may use: bos_token, eos_token, ... -> their text
     special_tokens: Mapping[str, str] = field(default_factory=dict)
     encoder: Encoder | None = field(default=None, metadata={"optional": True})
+    # input with the default [0]: the position, counted from the end if below 0, from which on there
+    # are logits
+    logits_from: str | None = field(default=None, metadata={"optional": True})
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -172,6 +172,14 @@ def check_signature(
                 f"{[(a.name, dtype_name(a.type)) for a in actual]}, its manifest says "
                 f"{[(v.name, v.dtype) for v in stated]}"
             )
+    generation = bundle.manifest.generation
+    if role == MAIN and generation is not None and generation.logits_from is not None:
+        found = {value.name: value.type for value in session.get_overridable_initializers()}
+        if found.get(generation.logits_from) != "tensor(int64)":
+            raise BundleError(
+                f"bundle {bundle.path}: generation.logits_from is '{generation.logits_from}', and "
+                "the graph main has no input int64 [1] of that name with a default"
+            )
 
 
 def dtype_name(kind: str) -> str:

@@ -23,6 +23,7 @@ from edgec.shapes import input_specs
 from edgec.source import load_source
 from edgec.targets import load_target
 from edgec_runtime.bundle import read_bundle
+from edgec_runtime.errors import BundleError
 
 PROMPTS = ([7, 100, 42], [3], [200, 201, 202, 203, 9, 9, 9, 250, 31])
 
@@ -195,6 +196,32 @@ def test_the_cache_is_one_buffer_where_the_kernel_alone_reads_it(
     assert whole[1] == 2 * whole[0]
     answers = [edgec_runtime.load(r.bundle_path).generate([7, 9]) for r in (built.report, plain)]
     assert answers[0].tokens == answers[1].tokens
+
+
+def test_a_prompt_gets_the_logits_of_its_last_token_alone(
+    built: Built, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    shapes = []
+    real = edgec_runtime.Model.run_bound
+
+    def spied(self: edgec_runtime.Model, binding: Any) -> None:
+        real(self, binding)
+        shapes.append(binding.get_outputs_as_ortvaluevector()[0].shape())
+
+    monkeypatch.setattr(edgec_runtime.Model, "run_bound", spied)
+    plain = build(built.directory, tmp_path / "plain.edgec", recipe="cleanup")
+    models = [built.load(), edgec_runtime.load(plain.bundle_path)]
+    answers = [model.generate(PROMPTS[2], max_new_tokens=1).tokens for model in models]
+    assert answers[0] == answers[1]
+    assert [shape[1] for shape in shapes] == [1, 9]
+
+
+def test_a_bundle_without_the_input_that_it_names_is_refused(
+    built: Built, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    monkeypatch.setattr("edgec.emit._open_slots", lambda model: None)  # no input is made of it
+    with pytest.raises(BundleError, match="logits_from is 'logits_from', and the graph main has"):
+        edgec_runtime.load(build(built.directory, tmp_path / "closed.edgec").bundle_path)
 
 
 def test_sampling_is_what_generation_config_states(
