@@ -3,7 +3,9 @@
 optimum picks the task from the configuration and knows the inputs of every architecture.
 Nothing is downloaded. A causal language model becomes one graph, a decoder with past that takes
 prompts with an empty cache; tokenizer and chat template are read with it. So does an
-encoder-decoder, which torch traces (``edgec.export_encoder_decoder``).
+encoder-decoder, which torch traces (``edgec.export_encoder_decoder``). A directory of
+sentence-transformers becomes transformer, pooling and normalisation in one graph
+(``edgec.sentence_embedding``).
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgec.decoder import is_decoder_graph
+from edgec.decoder import MASK, is_decoder_graph
 from edgec.errors import ExportError, SourceError
 from edgec.export import Exported, _cause, _quiet
 from edgec.export_decoder import decoder_examples, eager_decoder, share_tables
@@ -28,10 +30,18 @@ from edgec.export_encoder_decoder import (
     trace,
 )
 from edgec.language import Text, make_language, read_text
+from edgec.sentence_embedding import (
+    EMBEDDING,
+    HIDDEN,
+    add_head,
+    read_head,
+    torch_embedding,
+)
 from edgec.shapes import input_specs
 from edgec.targets import Target
 
 _EXPORT_OPSET = 18  # what optimum's exporter supports for every architecture
+_FEATURES = "feature-extraction"
 _GENERATION, _WITH_PAST = "text-generation", "text-generation-with-past"
 _ENCODER_DECODER = ("text2text-generation", "automatic-speech-recognition")
 
@@ -39,12 +49,15 @@ _ENCODER_DECODER = ("text2text-generation", "automatic-speech-recognition")
 def export_directory(path: pathlib.Path, target: Target) -> Exported:
     """The reference of the model in ``path``, with example feeds from optimum's generators."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    head = read_head(path)
+    if head is not None:
+        path = head.folder
     with _quiet(), tempfile.TemporaryDirectory(prefix="edgec-export-") as folder:
         try:
             from optimum.exporters.onnx import onnx_export_from_model
             from optimum.exporters.tasks import TasksManager
 
-            task, encodes = _task(path)
+            task, encodes = _task(path) if head is None else (_FEATURES, False)
         except Exception as error:
             raise _not_loaded(path, error) from error
         decodes = encodes or task == _WITH_PAST
@@ -90,6 +103,8 @@ def export_directory(path: pathlib.Path, target: Target) -> Exported:
         if is_decoder_graph(model):
             return _decoder(module, model, text)
         feeds = _dummy_feeds(module, task, model)
+        if head is not None:
+            add_head(model, head)
 
     def eager(given: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
         import torch
@@ -97,6 +112,8 @@ def export_directory(path: pathlib.Path, target: Target) -> Exported:
         tensors = {k: torch.from_numpy(np.array(v)) for k, v in given.items()}
         with torch.no_grad():
             result = module(**tensors)
+            if head is not None:
+                result = {EMBEDDING: torch_embedding(head, result[HIDDEN], tensors[MASK])}
         return {
             str(o.name): result[str(o.name)].detach().numpy()
             for o in model.graph.outputs
@@ -108,6 +125,8 @@ def export_directory(path: pathlib.Path, target: Target) -> Exported:
         produced = eager(feeds)
         can_compare = all(str(o.name) in produced for o in model.graph.outputs)
     findings: tuple[str, ...] = (f"exported by optimum for the task '{task}'",)
+    if head is not None:
+        findings += (head.finding,)
     if not can_compare:
         findings += ("parity with eager transformers was not measured for this task",)
     return Exported(model, (feeds,), eager if can_compare else None, None, findings)
@@ -171,7 +190,7 @@ def _task(path: pathlib.Path) -> tuple[str, bool]:
     config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
     architecture = getattr(transformers, (config.architectures or [""])[0], None)
     if architecture is None:
-        return "feature-extraction", False
+        return _FEATURES, False
     task = str(TasksManager.infer_task_from_model(architecture))
     encodes = bool(config.is_encoder_decoder) and task in _ENCODER_DECODER
     return _WITH_PAST if task == _GENERATION else task, encodes

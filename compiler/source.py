@@ -101,7 +101,7 @@ def load_source(given: Any) -> Source:
     if path.suffix == ".pt2":
         return _from_exported_program(_existing(path))
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not any((path / name).is_file() for name in ("config.json", "modules.json")):
             raise SourceError(
                 f"{path}: a directory without config.json is no Hugging Face model; "
                 "give the folder that save_pretrained() wrote"
