@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from fixtures import locate, models, photographs, similarity, speech, text_lines
+from fixtures import language, locate, models, photographs, similarity, speech, text_lines
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +69,21 @@ def test_spearman_shares_the_rank_of_equal_values():
     assert similarity.spearman(np.array([1, 2, 2, 3]), np.array([1, 2, 3, 4])) == pytest.approx(
         4.5 / np.sqrt(4.5 * 5)
     )
+
+
+def test_austen_is_six_novels_in_paragraphs():
+    text = language.require_austen()
+    opening = "It is a truth universally acknowledged, that a single man in possession of a good "
+    assert f"\n{opening}fortune, must be in want of a wife.\n" in text
+    assert text.startswith("EMMA\nBy Jane Austen\n") and text.count("\n\n") == 5
+    assert len(text) > 3_900_000
+
+
+def test_words_come_in_pairs_of_one_relation():
+    pairs = language.require_word_pairs()
+    assert len(pairs) == 14 and sum(map(len, pairs.values())) == 573
+    assert ("Athens", "Greece") in pairs["capital-common-countries"]
+    assert ("thinking", "thought") in pairs["gram7-past-tense"]
 
 
 def test_ocr_recogniser_reads_rendered_lines():
