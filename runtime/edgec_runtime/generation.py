@@ -108,7 +108,9 @@ class Generation:
     pad: int  # id that fills rows of a batch; any known id will do
     bos: int | None
     context_length: int  # tokens of prompt and answer together
-    prompt_chunk: int = 512  # tokens of a long prompt that one call takes; bounds its memory
+    # tokens of a long prompt that one call takes, which bounds the memory of scores and attention;
+    # SmolLM2 reads faster in 128 than in 512 and takes a tenth (benchmarks/long_context.py)
+    prompt_chunk: int = 128
     # what generation_config states; temperature 0 unless it says do_sample
     sampling: Sampling = field(default_factory=Sampling)
     tokenizer: str | None = None  # entry: JSON of the library tokenizers

@@ -80,7 +80,7 @@ def test_its_json_is_what_the_documentation_says() -> None:
         "pad": 0,
         "bos": 256,
         "context_length": 96,
-        "prompt_chunk": 512,
+        "prompt_chunk": 128,
         "sampling": {
             "temperature": 0.0,
             "top_k": 0,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,9 @@ from bundle_samples import write_sample
 from language_samples import CONTEXT, HEAD_SIZE, HEADS, section, write_decoder
 
 import edgec_runtime
+from edgec_runtime.cache import CacheTensor
 from edgec_runtime.errors import InputError
+from edgec_runtime.generation import CachePair
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 
@@ -185,6 +189,25 @@ def test_memory_is_told_before_loading(tmp_path: pathlib.Path) -> None:
     assert edgec_runtime.memory_needed(paths["growing"], 10, batch=3).cache == 60 * token
     assert edgec_runtime.memory_needed(paths["shared"], tokens=10).cache == 10 * token
     assert edgec_runtime.memory_needed(paths["fixed"], tokens=10).cache == 64 * token
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident sizes come from /proc")
+def test_a_long_buffer_takes_memory_as_it_is_written() -> None:
+    pair, dtype = CachePair("past", "present"), np.dtype(np.float32)
+    tensor = CacheTensor(pair, heads=4, head_size=64, dtype=dtype, capacity=None)
+    before = resident_bytes()
+    buffers = [tensor.empty(1, 8192) for _ in range(16)]  # 8 MiB each
+    for buffer in buffers:
+        assert buffer.shape == (1, 4, 8192, 64)
+        assert not buffer[0, 1, 5000].any()
+        buffer[:, :, 0] = 1.0  # the first token of every head
+    # 64 heads, a page or two each; with huge pages 128 MiB
+    assert resident_bytes() - before < 16 << 20
+
+
+def resident_bytes() -> int:
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_memory_of_what_cannot_be_is_refused(tmp_path: pathlib.Path) -> None:
