@@ -53,15 +53,22 @@ _STARTS = 3
 
 @dataclass(frozen=True)
 class Kind:
-    """A row of the table. settings: of quantize-weights, None for float32; quantizer: a peer's."""
+    """A row of the table. settings: of quantize-weights, None for float32; quantizer: a peer's.
+
+    recover: settings of the training behind it; there is none without.
+    """
 
     title: str
     engine: str = "edgec"
     settings: Sequence[str] | None = ()
     quantizer: str = ""
     environment: str = ""
+    recover: Sequence[str] = ()
 
 
+# scales and norms alone are trained: integers stay as gptq rounded them
+_SCALES = ("scale_rate=1e-3", "bias_rate=1e-3", "steps=40", "batch=2", "warmup=0.1")
+_ALONE = ("features=0", "feature_weight=0", "label_weight=0", "splice=false", "judgements=2")
 KINDS: Mapping[str, Kind] = {
     "float32": Kind("edgec float32", settings=None),
     "int8": Kind("edgec int8"),
@@ -69,6 +76,11 @@ KINDS: Mapping[str, Kind] = {
         f"int4-{method}": Kind(f"edgec int4 {method}", settings=(*_GRID, f"method={method}"))
         for method in ("rtn", "clip", "hqq", "awq", "gptq")
     },
+    "int4-recover": Kind(
+        "edgec int4 gptq, scales recovered",
+        settings=(*_GRID, "method=gptq"),
+        recover=(*_SCALES, *_ALONE, "threads=2"),
+    ),
     "int4-128-rtn": Kind("edgec int4 rtn, blocks of 128", settings=(*_WIDE, "method=rtn")),
     "int4-128-gptq": Kind("edgec int4 gptq, blocks of 128", settings=(*_WIDE, "method=gptq")),
     "mixed": Kind(
@@ -97,10 +109,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Text:
-    """Token ids. calibration: a text file of other articles."""
+    """Token ids. calibration: a text file of other articles. lessons: a longer one, to train on."""
 
     windows: Sequence[Sequence[int]]
     calibration: pathlib.Path
+    lessons: pathlib.Path
 
 
 def main() -> None:
@@ -146,10 +159,11 @@ def running_text(directory: pathlib.Path, work: pathlib.Path, count: int) -> Tex
     tokenizer = AutoTokenizer.from_pretrained(directory)
     ids = tokenizer(language.wikipedia(600_000), add_special_tokens=False).input_ids
     windows = [ids[i : i + WINDOW] for i in range(0, count * WINDOW, WINDOW)]
-    calibration = work / "calibration.txt"
-    later = ids[len(ids) // 2 :][: 64 * WINDOW]
-    calibration.write_text(tokenizer.decode(later), encoding="utf-8")
-    return Text(windows, calibration)
+    texts = {"calibration.txt": 64, "lessons.txt": 160}
+    for name, length in texts.items():
+        later = ids[len(ids) // 2 :][: length * WINDOW]
+        (work / name).write_text(tokenizer.decode(later), encoding="utf-8")
+    return Text(windows, *(work / name for name in texts))
 
 
 def made(
@@ -167,15 +181,19 @@ def made(
 def _bundle(kind: Kind, directory: pathlib.Path, text: Text, file: pathlib.Path) -> pathlib.Path:
     if file.is_file():
         return file
-    quantized = kind.settings is not None
+    steps = [] if kind.settings is None else ["quantize-weights"]
+    steps += ["recover"] if kind.recover else []
     needs_text = any("gptq" in one or "awq" in one for one in kind.settings or ())
+    settings = [f"quantize-weights.{one}" for one in kind.settings or ()]
+    settings += [f"recover.{one}" for one in kind.recover]
+    read = text.lessons if kind.recover else text.calibration
     edgec.build(
         directory,
         target="x86-64",
         output=file,
-        recipe="cleanup,fuse,quantize-weights,lower" if quantized else "cleanup,fuse,lower",
-        settings=[f"quantize-weights.{one}" for one in kind.settings or ()],
-        calibration=text.calibration if needs_text else None,
+        recipe=",".join(["cleanup", "fuse", *steps, "lower"]),
+        settings=settings,
+        calibration=read if needs_text else None,
         keep_reference=False,
         verify=False,
     )

@@ -22,6 +22,7 @@ import onnx_ir as ir
 
 from edgec.passes.contract import Feeds, PassError
 from edgec.passes.curriculum import LABEL, UNKNOWN, Example
+from edgec.passes.decode_trials import decoder_of
 from edgec.passes.execution import open_session, run_feeds
 from edgec.passes.head import find_head
 from edgec.passes.relations import last_layer_inputs, relation_errors
@@ -77,6 +78,7 @@ class Losses:
         answers are of another shape, and for a loss that has nothing to work on.
         """
         self._settings = settings
+        self._causal = not isinstance(decoder_of(model), str)
         self._kinds = _kinds(model, example if settings.label_weight else Example({}))
         self._related = None
         if settings.distance_weight or settings.angle_weight:
@@ -88,7 +90,8 @@ class Losses:
             for graph, own in ((model, ours), (reference, theirs))
         )
         _check_answers(tuple(self._kinds), student, teacher)
-        if settings.label_weight:
+        labelled = settings.label_weight and not self._causal
+        if labelled:
             self._kinds |= _labelled_head((model, reference), self._kinds, student, example)
         shared = [_shared(name, student[name], teacher[name]) for name in names]
         self._shared = _spread([s for s in shared if s is not None], settings.features)
@@ -98,7 +101,7 @@ class Losses:
                 "has too and of the same shape but for one width, so there are no features to "
                 "match; set recover.feature_weight=0"
             )
-        self._label = self._class_labels(example) if settings.label_weight else None
+        self._label = self._class_labels(example) if labelled else None
         if not (self._teaches() or self._label):
             raise PassError(
                 "recover: only label_weight is above 0, but the calibration data has no class "
@@ -211,6 +214,8 @@ class Losses:
         outputs = self._outputs_of_classes()
         if name == self.labels:
             return ""
+        if self._causal:
+            return "a language model learns the teacher's probabilities of the next token"
         if dtype.kind not in "iu":
             return f"'{name}' is {dtype}, and classes are integers"
         if self.labels:
@@ -270,8 +275,13 @@ class Losses:
 
 
 def _kinds(model: ir.Model, example: Example) -> dict[str, Kind]:
-    """How each output is compared. Of several, labels of its name say that one is of classes."""
+    """How each output is compared. Of several, labels of its name say that one is of classes.
+
+    A decoder's logits are, one class a word; its caches are no answers of their own.
+    """
     outputs = model.graph.outputs
+    if not isinstance(decoder_of(model), str):
+        return {str(outputs[0].name): "logits"}
     sole = sum(v.dtype in _FLOATS for v in outputs) == 1
     return {str(v.name): kind_of(v, sole=sole or v.name in example.labels) for v in outputs}
 

@@ -57,7 +57,7 @@ class Recover(TrainingSettings):
     name: ClassVar[str] = "recover"
     stage: ClassVar[Stage] = Stage.TRAIN
     lossless: ClassVar[bool] = False
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
 
     sharded: bool = False  # of several processes, each keeps a share of weights and state
     splice: bool = True  # train on pieces of two samples put together, too
@@ -157,7 +157,13 @@ class Recover(TrainingSettings):
         """What is trained of a graph. Raises PassError where torch cannot run it."""
         from edgec.passes.torch_graph import to_torch
 
-        return to_torch(model, learn_scales=self.scale_rate > 0, bits_from=self.bits_from)
+        return to_torch(
+            model,
+            learn_scales=self.scale_rate > 0,
+            bits_from=self.bits_from,
+            # rounded again on a scale that moved, weights that stay would undo what it learns
+            keep_integers=self.rate == 0,
+        )
 
     def wider(self, step: int) -> float:
         """Share of the bits above their own that weights are rounded to at a step.

@@ -60,9 +60,12 @@ _LEAST_SHARE = 1 / 1024  # of a scale's first value: it stays positive whatever 
 class TorchGraph(torch.nn.Module):
     """The graph as a module; ``to_torch`` makes one."""
 
-    def __init__(self, model: ir.Model, scales: Scales, bits_from: int) -> None:
-        """scales: those to be learned."""
+    def __init__(
+        self, model: ir.Model, scales: Scales, bits_from: int, keep_integers: bool
+    ) -> None:
+        """scales: those to be learned. The others are those of ``to_torch``."""
         super().__init__()
+        self._keep_integers = keep_integers
         self._steps = steps(model)
         self._inputs = tuple(str(value.name) for value in model.graph.inputs)
         self.outputs = tuple(str(value.name) for value in model.graph.outputs)
@@ -250,7 +253,10 @@ class TorchGraph(torch.nn.Module):
         if stored is None:
             raise PassError(f"initializer '{name}' has no data")
         node = dequantizer(value)
-        if stored.dtype in _INTEGER_WEIGHTS and node is not None:
+        integral = stored.dtype in _INTEGER_WEIGHTS and node is not None
+        if integral and self._keep_integers and len(stored.shape) > 1:
+            self._constants[name] = tensor(stored.numpy())
+        elif stored.dtype in _INTEGER_WEIGHTS and node is not None:
             integers = torch.from_numpy(stored.numpy().astype(np.float32))
             call = Call(node, [integers, *(_stored(v) for v in node.inputs[1:3])])
             floats = dequantized(call, integers)
@@ -271,10 +277,17 @@ class TorchGraph(torch.nn.Module):
         self._parameters_in_order.append(torch.nn.Parameter(start.clone().float()))
 
 
-def to_torch(model: ir.Model, *, learn_scales: bool = False, bits_from: int = 0) -> TorchGraph:
+def to_torch(
+    model: ir.Model,
+    *,
+    learn_scales: bool = False,
+    bits_from: int = 0,
+    keep_integers: bool = False,
+) -> TorchGraph:
     """The twin of a graph.
 
     Integer weights start from their dequantized values.
+    keep_integers: those of two and more dimensions stay as they are, whatever their scales become.
     learn_scales: scales of QuantizeLinear and DequantizeLinear are parameters too.
     bits_from: width of the finest grid of integer weights, where they have fewer bits.
     Raises PassError naming the node that the twin cannot run, and below opset 13, where
@@ -287,7 +300,7 @@ def to_torch(model: ir.Model, *, learn_scales: bool = False, bits_from: int = 0)
             "export it with a newer opset"
         )
     scales = learnable_scales(model) if learn_scales else Scales({}, {})
-    return TorchGraph(model, scales, bits_from)
+    return TorchGraph(model, scales, bits_from, keep_integers)
 
 
 def claimed_operators() -> tuple[str, ...]:

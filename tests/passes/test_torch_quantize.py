@@ -94,6 +94,25 @@ WEIGHTS = {
 
 
 @pytest.mark.parametrize("way", WEIGHTS)
+def test_integers_that_are_kept_are_multiplied_by_what_their_scale_becomes(way):
+    kind, attributes, shape, _ = WEIGHTS[way]
+    model, integers, scale, zero = weight_model(kind, attributes, shape)
+    twin = to_torch(model, learn_scales=True, keep_integers=True)
+    assert set(twin.trained()) == {"s"} == set(twin.scales())
+    with torch.no_grad():
+        twin.initializer("s").mul_(1.25)
+    y = twin({"x": torch.zeros(6, 8)})["y"]
+    y.sum().backward()
+    whole = integers.astype(np.float32) - zero
+    expected = whole * spread_over(np.float32(1.25) * scale, attributes)
+    np.testing.assert_allclose(y.detach().numpy(), expected, rtol=1e-5)
+    # all of it, times one factor that the size of the tensor gives
+    found, sums = twin.initializer("s").grad.numpy(), summed(whole, attributes, shape)
+    np.testing.assert_allclose(found * np.abs(sums).max() / np.abs(found).max(), sums, rtol=1e-4)
+    assert twin.write_back(model) == 1  # the scale alone
+
+
+@pytest.mark.parametrize("way", WEIGHTS)
 def test_gradient_of_a_weight_scale_is_that_of_lsq(way):
     kind, attributes, shape, count = WEIGHTS[way]
     model, integers, scale, zero = weight_model(kind, attributes, shape)
