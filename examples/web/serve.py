@@ -1,13 +1,14 @@
-"""Serves a page that runs a bundle: a classifier of pictures, in any browser.
+"""Serves a page that runs a bundle: a classifier of pictures, or a chat with a language model.
 
-    edgec devices install node-wasm      # fetches onnxruntime-web, once
+    edgec devices install node-wasm      # fetches onnxruntime-web and tokenizers, once
     edgec build examples/efficientnet_lite0.py:build --target web -o build/
     python examples/web/serve.py build/efficientnet-lite0.web.edgec
 
-Then open the address that is printed. The page is index.html, style.css and app.mjs; it needs
-edgec.mjs and image.mjs (part of edgec), and onnxruntime-web. Any server of static files will
-do for a page of your own. This one listens on this machine only, and sends the two headers
-that let WebAssembly use threads.
+Then open the address that is printed. The page of a classifier is index.html and app.mjs, that of
+a language model chat.html, chat.mjs and chat_worker.mjs; both need modules that are part of edgec
+(compiler/devices/hosts), and onnxruntime-web. Any server of static files will do for a page of
+your own. This one listens on this machine only, and sends the two headers that let WebAssembly
+use threads.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from edgec.devices.install import installed_folder, missing
 from edgec.devices.web import HOSTS, MODULES
 from edgec.errors import EdgecError
 from edgec.targets import load_profile
+from edgec_runtime.bundle import read_bundle
 
 PAGE = pathlib.Path(__file__).parent
 TYPES = {
     ".css": "text/css",
     ".html": "text/html; charset=utf-8",
     ".jpg": "image/jpeg",
+    ".js": "text/javascript",
     ".mjs": "text/javascript",
     ".png": "image/png",
     ".wasm": "application/wasm",
@@ -39,7 +42,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("bundle", type=pathlib.Path, help="a classifier, built for web")
+    parser.add_argument(
+        "bundle", type=pathlib.Path, help="a classifier or a language model, built for web"
+    )
     parser.add_argument("--sample", type=pathlib.Path, help="the sample picture")
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
     given = parser.parse_args()
@@ -48,8 +53,13 @@ def main() -> None:
     profile = load_profile("node-wasm")
     if reason := missing(profile):
         sys.exit(f"onnxruntime-web: {reason}")
-    runtime = installed_folder(profile) / MODULES / "node_modules" / "onnxruntime-web" / "dist"
-    files = routes(given.bundle, given.sample or demo_photograph(), runtime)
+    modules = installed_folder(profile) / MODULES / "node_modules"
+    try:
+        chat = read_bundle(given.bundle).manifest.generation is not None
+    except EdgecError as error:
+        sys.exit(str(error))
+    files = chat_routes(modules) if chat else picture_routes(given.sample or demo_photograph())
+    files |= routes(given.bundle, modules / "onnxruntime-web" / "dist")
     with ThreadingHTTPServer(("127.0.0.1", given.port), handler(files)) as server:
         print(f"http://127.0.0.1:{server.server_port}/", flush=True)
         try:
@@ -58,15 +68,29 @@ def main() -> None:
             print()
 
 
-def routes(
-    bundle: pathlib.Path, sample: pathlib.Path | None, runtime: pathlib.Path
-) -> dict[str, pathlib.Path]:
-    """Every address that is served, and its file. runtime: the folder of onnxruntime-web."""
-    files = {"/": PAGE / "index.html", "/model.edgec": bundle}
-    files |= {f"/{name}": PAGE / name for name in ("app.mjs", "style.css")}
+def routes(bundle: pathlib.Path, runtime: pathlib.Path) -> dict[str, pathlib.Path]:
+    """The addresses that both pages need, and their files. runtime: of onnxruntime-web."""
+    files = {"/model.edgec": bundle, "/style.css": PAGE / "style.css"}
     files |= {f"/{name}": HOSTS / name for name in ("edgec.mjs", "image.mjs")}
-    files |= {f"/ort/{path.name}": path for path in runtime.iterdir()}
+    return files | {f"/ort/{path.name}": path for path in runtime.iterdir()}
+
+
+def picture_routes(sample: pathlib.Path | None) -> dict[str, pathlib.Path]:
+    """Those of the page for a classifier."""
+    files = {"/": PAGE / "index.html", "/app.mjs": PAGE / "app.mjs"}
     return files | ({"/sample": sample} if sample is not None else {})
+
+
+def chat_routes(modules: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Those of the page for a language model. modules: what npm installed."""
+    files = {"/": PAGE / "chat.html"}
+    files |= {f"/{name}": PAGE / name for name in ("chat.mjs", "chat_worker.mjs")}
+    files |= {f"/{name}": HOSTS / name for name in ("generate.mjs", "sampling.mjs", "text.mjs")}
+    packages = modules / "@huggingface"
+    return files | {
+        "/jinja.mjs": packages / "jinja" / "dist" / "index.js",
+        "/tokenizers.mjs": packages / "tokenizers" / "dist" / "tokenizers.min.mjs",
+    }
 
 
 def handler(files: Mapping[str, pathlib.Path]) -> type[BaseHTTPRequestHandler]:
@@ -80,7 +104,7 @@ def handler(files: Mapping[str, pathlib.Path]) -> type[BaseHTTPRequestHandler]:
             self._answer(body=True)
 
         def _answer(self, body: bool) -> None:
-            path = files.get(self.path)
+            path = files.get(self.path.partition("?")[0])
             if path is None or not path.is_file():
                 self.send_error(404)
                 return

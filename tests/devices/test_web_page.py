@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tiny_language
 import torch
 from devices import bundles, web_page
 from devices.test_check import require
@@ -65,6 +66,32 @@ def test_the_page_says_why_a_bundle_is_refused(tmp_path: pathlib.Path) -> None:
     found = web_page.classified(bundles.build("arm64", tmp_path), pathlib.Path("unused"))
     assert found["state"] == "failed"
     assert found["status"].startswith("the bundle was built for arm64 (arm64; linux, windows")
+
+
+def test_the_page_writes_what_python_writes(tmp_path: pathlib.Path) -> None:
+    tiny_language.save_language_model(tmp_path / "tiny")
+    bundle = tmp_path / "tiny.web.edgec"
+    edgec.build(
+        tmp_path / "tiny", target="web", output=bundle, recipe="cleanup,fuse,lower", verify=False
+    )
+    model = edgec_runtime.load(bundle, threads=1, any_target=True)
+    said = ["The quick brown fox", "What comes next?", "jumps " * 400]
+    found = web_page.chatted(bundle, said, longest=60)
+    assert found["problems"] == [] and found["state"] == "ready"
+    assert found["isolated"]  # threads are allowed
+    *answers, too_long = found["answers"]
+    assert "the model has room for 512 together: shorten the prompt" in too_long["error"]
+    messages: list[dict[str, str]] = []
+    for words, answer in zip(said[:2], answers, strict=True):
+        messages.append({"role": "user", "content": words})
+        expected = model.generate(messages, max_new_tokens=60)
+        assert answer["tokens"] == list(expected.tokens) and len(expected.tokens) > 20
+        assert expected.text is not None and answer["reason"] == expected.reason == "length"
+        # half a character at the end waits for the token that the page does not ask for
+        assert answer["text"] == expected.text.removesuffix("\N{REPLACEMENT CHARACTER}")
+        # the words came one after another: the page showed at least a third of the pieces alone
+        assert answer["pieces"] > 20 and len(answer["shown"]) > answer["pieces"] / 3
+        messages.append({"role": "assistant", "content": answer["text"]})
 
 
 def test_a_bundle_that_is_not_there_is_named(tmp_path: pathlib.Path) -> None:

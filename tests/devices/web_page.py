@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from edgec.devices.install import installed_folder
@@ -38,11 +38,36 @@ def classified(
     bundle: pathlib.Path, photograph: pathlib.Path, pictures: pathlib.Path | None = None
 ) -> dict[str, Any]:
     """What the page says of a photograph. pictures: a folder for light.png and dark.png."""
+    return _driven("drive_page.mjs", bundle, str(photograph), pictures)
+
+
+def chatted(
+    bundle: pathlib.Path,
+    prompts: Sequence[str],
+    pictures: pathlib.Path | None = None,
+    *,
+    longest: int = 512,
+) -> dict[str, Any]:
+    """What the page of a language model answers to a user's words, one after another.
+
+    longest: tokens of an answer.
+    """
+    query = f"?max_new_tokens={longest}"
+    return _driven("drive_chat.mjs", bundle, json.dumps(list(prompts)), pictures, query)
+
+
+def _driven(
+    program: str,
+    bundle: pathlib.Path,
+    given: str,
+    pictures: pathlib.Path | None,
+    query: str = "",
+) -> dict[str, Any]:
     modules = installed_folder(load_profile("chromium-wasm")) / MODULES
     browser = shutil.which("chromium")
-    script = pathlib.Path(__file__).with_name("drive_page.mjs")
+    script = pathlib.Path(__file__).with_name(program)
     with served(bundle) as address:
-        command = ["node", script, modules, browser, address, photograph]
+        command = ["node", script, modules, browser, address + query, given]
         command += [pictures] if pictures is not None else []
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
