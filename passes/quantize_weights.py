@@ -181,13 +181,9 @@ class QuantizeWeights:
 
 def _clipped(plan: Plan) -> list[str]:
     """Why some matrices get clip although there is calibration data."""
-    tied = sum(bool(m.products and m.tables) for m in plan.matrices)
-    wide = sum(m.wide and not m.tables for m in plan.matrices)
-    reasons = (
-        (tied, "an embedding table that is the output layer's weight too must keep its rows"),
-        (wide, f"moments of more than {WIDEST} inputs take too much memory"),
-    )
-    return [f"{count} of them by clip: {reason}" for count, reason in reasons if count]
+    count = sum(bool(m.wide and m.products) for m in plan.matrices)
+    reason = f"moments of more than {WIDEST} inputs take too much memory"
+    return [f"{count} of them by clip: {reason}"] if count else []
 
 
 def _store_others(store: WeightStore, plan: Plan) -> tuple[set[ir.Node], tuple[Skip, ...]]:

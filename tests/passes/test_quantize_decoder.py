@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from edgec.passes import Context, Lower, PassError, QuantizeWeights
+from edgec.passes import Context, Lower, PassError, QuantizeWeights, Recover
 from edgec.passes.execution import graph_bytes
 from edgec.targets import load_target
 
@@ -151,3 +151,27 @@ def test_a_budget_that_makes_no_sense_is_refused(settings):
 def test_a_model_whose_weights_are_all_too_small_stays_as_it_is(llama):
     result = QuantizeWeights(bits=4, min_weights=10**9).run(llama.clone(), context(llama))
     assert result.changed == 0 and graph_bytes(result.model) == graph_bytes(llama)
+
+
+def test_scales_of_a_decoder_learn_and_its_integers_stay(llama):
+    data = prompts(llama, 12)
+    given = context(llama, calibration=data[:8], validation=data[8:])
+    stored = QuantizeWeights(**SETTINGS, method="rtn").run(llama.clone(), given).model
+    learned = Recover(
+        scale_rate=3e-3,
+        bias_rate=0.0,
+        steps=12,
+        batch=2,
+        splice=False,
+        features=0,
+        feature_weight=0.0,
+        judgements=3,
+    ).run(stored.clone(), given)
+    told = learned.findings[0]  # held-out distance A before, B after ...
+    before, after = (float(told.split()[index]) for index in (2, 4))
+    assert after < before, told
+    assert learned.changed > 10  # scales
+    for name, value in stored.graph.initializers.items():
+        new = learned.model.graph.initializers[name]
+        if value.dtype in (ir.DataType.INT4, ir.DataType.UINT4):
+            assert np.array_equal(new.const_value.numpy(), value.const_value.numpy())

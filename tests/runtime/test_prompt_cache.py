@@ -155,13 +155,13 @@ def test_a_growing_cache_is_not_copied_in_python(
     from edgec_runtime import cache
 
     made: list[int] = []
-    real = cache._ort_value
+    real = cache.ort_value
 
     def counting(array: Any) -> Any:
         made.append(array.nbytes)
         return real(array)
 
-    monkeypatch.setattr(cache, "_ort_value", counting)
+    monkeypatch.setattr(cache, "ort_value", counting)
     model.generate(PROMPT, max_new_tokens=20)
     assert made == [0, 0]
 
