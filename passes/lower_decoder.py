@@ -7,9 +7,11 @@
 ``match_decoder`` finds them, ``emit_decoder`` writes them. The kernel concatenates the caches,
 shares key heads among query heads, attends to no later position and adds a bias that hides
 what the model's mask hides; repetitions of heads, transposes and the mask's copies in every
-layer go. Rotary embedding stays outside, since the kernel's own numbers positions by their
-place in the cache: padding would shift them. Angles are those that the model computes, one row
-of a table for each new position, so that any scaling of them and any length is kept.
+layer go. Angles are those that the model computes: one row of a table for each new position, so
+that any scaling of them and any length is kept. Where the context length is known and angles
+grow evenly, the kernel rotates queries and keys itself, by a table of all positions
+(``rotary_tables``); it numbers a prompt's positions by their place in the cache, and conversations
+of the whole graph prove that padding makes no difference.
 
 Signature and caches stay as they are: present = past + new along axis 2. As lengths are taken from
 mask and ids, past and present may also be one buffer (``can_share_cache``). The search is
@@ -60,8 +62,8 @@ TOLERANCE = 1e-4  # of the largest number: float noise of another summation orde
 def lower_decoder(model: ir.Model, context: Context) -> Result:
     """Rewrite every attention over a cache that is proven; ``changed`` counts them.
 
-    Decisions: ``decoder`` lists the results of the rewritten attentions; a lock that has it
-    is followed without a proof.
+    Decisions: ``decoder`` lists the results of the rewritten attentions, ``rotates`` says whether
+    the kernel rotates queries and keys. A lock that has them is followed without a proof.
     """
     if KERNEL not in context.target.kernels:
         return Result(model, 0)
@@ -73,31 +75,13 @@ def lower_decoder(model: ir.Model, context: Context) -> Result:
         chosen = [name for name in names if name in locked]
     else:
         chosen = _proven(model, rotary, context, names, skipped) if names else []
+    findings = _findings(len(chosen), len(names) + len(refused))
     decisions: dict[str, object] = {"decoder": chosen} if names else {}
     if chosen:
-        plain = _rewritten(model, rotary, chosen)
-        rows = _table_rows(model, rotary, chosen, context)
-        if rows and "decoder" in context.lock:
-            rows = rows if context.lock.get("rotates") else 0
-            plain = _rewritten(model, rotary, chosen, rows) if rows else plain
-        elif rows:
-            inside = _rewritten(model, rotary, chosen, rows)
-            error = _conversation_error(plain, inside, context)
-            if error <= TOLERANCE:
-                plain = inside
-            else:
-                rows = 0
-                text = f"rotating inside {KERNEL} changes the logits by {error:.1e} of the largest"
-                skipped += [Skip(name, text) for name in chosen]
-        model = plain
-        decisions["rotates"] = bool(rows)
-    return Result(
-        model,
-        len(chosen),
-        tuple(skipped),
-        decisions=decisions,
-        findings=_findings(len(chosen), len(names) + len(refused)),
-    )
+        model, rotates, told = _lowered(model, rotary, chosen, context)
+        decisions["rotates"] = rotates
+        findings += told
+    return Result(model, len(chosen), tuple(skipped), decisions=decisions, findings=findings)
 
 
 def can_share_cache(model: ir.Model) -> bool:
@@ -186,6 +170,27 @@ def _errors(
     found = largest_errors(work, decoder, trials, twins)
     lengths = max(found[len(pairs) :], default=0.0)
     return {name: max(lengths, *found[3 * i : 3 * i + 3]) for i, name in enumerate(names)}
+
+
+def _lowered(
+    model: ir.Model, rotary: bool, names: Sequence[str], context: Context
+) -> tuple[ir.Model, bool, tuple[str, ...]]:
+    """The model with these attentions rewritten, whether the kernel rotates, and findings.
+
+    It rotates where the lock says so; without a lock where that is possible and proven.
+    """
+    rows = _table_rows(model, rotary, names, context)
+    if not rows or not context.lock.get("rotates", True):
+        return _rewritten(model, rotary, names), False, ()
+    inside = _rewritten(model, rotary, names, rows)
+    if "rotates" in context.lock:
+        return inside, True, ()
+    outside = _rewritten(model, rotary, names)
+    error = _conversation_error(outside, inside, context)
+    if error <= TOLERANCE:
+        return inside, True, ()
+    text = f"rotating inside {KERNEL} changes the logits by {error:.1e} of the largest"
+    return outside, False, (f"{text}: queries and keys are rotated in front of it",)
 
 
 def _table_rows(model: ir.Model, rotary: bool, names: Sequence[str], context: Context) -> int:
