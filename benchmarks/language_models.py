@@ -67,8 +67,10 @@ class Kind:
 
 
 # scales and norms alone are trained: integers stay as gptq rounded them
-_SCALES = ("scale_rate=1e-3", "bias_rate=1e-3", "steps=40", "batch=2", "warmup=0.1")
-_ALONE = ("features=0", "feature_weight=0", "label_weight=0", "splice=false", "judgements=2")
+_SCALES = (
+    *("scale_rate=1e-3", "bias_rate=1e-3", "steps=40", "batch=2", "warmup=0.1", "judgements=2"),
+    *("features=0", "feature_weight=0", "label_weight=0", "splice=false", "threads=2"),
+)
 KINDS: Mapping[str, Kind] = {
     "float32": Kind("edgec float32", settings=None),
     "int8": Kind("edgec int8"),
@@ -79,7 +81,7 @@ KINDS: Mapping[str, Kind] = {
     "int4-recover": Kind(
         "edgec int4 gptq, scales recovered",
         settings=(*_GRID, "method=gptq"),
-        recover=(*_SCALES, *_ALONE, "threads=2"),
+        recover=_SCALES,
     ),
     "int4-128-rtn": Kind("edgec int4 rtn, blocks of 128", settings=(*_WIDE, "method=rtn")),
     "int4-128-gptq": Kind("edgec int4 gptq, blocks of 128", settings=(*_WIDE, "method=gptq")),

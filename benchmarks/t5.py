@@ -34,13 +34,13 @@ from typing import Any
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tests")]
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from fixtures.pronunciation import Word, words  # noqa: E402
+from whisper import build  # noqa: E402
 
-import edgec  # noqa: E402
 import edgec_runtime  # noqa: E402
 
 HELD_OUT = 2000  # words of 110,000 that nothing is learned from
@@ -198,19 +198,6 @@ def tokens_of(model: edgec_runtime.Model) -> dict[str, int]:
     return {model.text.decode([token]): token for token in range(shape[-1])}
 
 
-def bundle(directory: pathlib.Path, file: pathlib.Path, recipe: str | None, data: Any) -> Any:
-    edgec.build(
-        directory,
-        target="x86-64",
-        output=file,
-        recipe=recipe,
-        calibration=data,
-        keep_reference=False,
-        verify=False,
-    )
-    return edgec_runtime.load(file)
-
-
 def reference(directory: pathlib.Path) -> Answer:
     """The greedy answers of transformers, without start and end."""
     import transformers
@@ -272,9 +259,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         work = pathlib.Path(folder)
         directory = trained(asked.directory or work / "t5", learned, asked.epochs)
-        plain = bundle(directory, work / "float32.edgec", "cleanup,fuse,lower", None)
+        plain = build(directory, work / "float32.edgec", "cleanup,fuse,lower", None)
         data = functools.partial(calibration, plain, learned)
-        models = {"float32": plain, "int8": bundle(directory, work / "int8.edgec", None, data)}
+        models = {"float32": plain, "int8": build(directory, work / "int8.edgec", None, data)}
         answers: dict[str, Answer] = {"transformers": reference(directory)}
         megabytes = {"transformers": (directory / "model.safetensors").stat().st_size / 1e6}
         for name, model in models.items():
