@@ -27,13 +27,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 import numpy as np
 
 from edgec_runtime.cache import (
-    Cache,
     Prefix,
     PromptCache,
     context_limit,
     new_cache,
     not_a_language_model,
-    ort_value,
 )
 from edgec_runtime.errors import InputError
 from edgec_runtime.generation import Generation, Sampling
@@ -46,6 +44,7 @@ from edgec_runtime.prompts import (
     listed,
     start_tokens,
 )
+from edgec_runtime.reader import Reader
 from edgec_runtime.sampling import choose, random_generator
 from edgec_runtime.text import Pieces, Text
 
@@ -266,7 +265,7 @@ def _steps(
         cache = kept.take(model.session, model.adapter, answers[0].tokens)
     if cache is None:
         cache = new_cache(model.manifest, generation, len(answers))
-    reader = _Reader(model, generation, cache, [len(answer.tokens) for answer in answers], encoded)
+    reader = Reader(model, generation, cache, [len(answer.tokens) for answer in answers], encoded)
     barred = _barred(generation)
     cache.reserve(reader.width + limit)
     for answer in answers:
@@ -301,63 +300,6 @@ def _barred(generation: Generation) -> tuple[Sequence[int], Sequence[int]]:
     if encoder is None:
         return (), ()
     return (*encoder.suppress, *encoder.begin_suppress), encoder.suppress
-
-
-class _Reader:
-    """Runs the graph on new tokens."""
-
-    def __init__(
-        self,
-        model: Model,
-        generation: Generation,
-        cache: Cache,
-        lengths: Sequence[int],
-        encoded: Mapping[str, Array],
-    ) -> None:
-        """lengths: of the prompts, padded to the longest one. encoded: as in ``_steps``."""
-        self.width = max(lengths)
-        self._model, self._generation, self._cache = model, generation, cache
-        self._padding = self.width - np.array(lengths)[:, None]
-        self._binding = model.session.io_binding()
-        for name, array in (model.encode(encoded) if encoded else {}).items():
-            self._binding.bind_cpu_input(name, array)  # the same in every step
-        if generation.logits_from is not None:  # nobody reads the others
-            # as a tensor of ONNX Runtime's, or it finds no inputs that have defaults
-            self._last = ort_value(np.array([-1]))
-            self._binding.bind_ortvalue_input(generation.logits_from, self._last)
-        inputs = {value.name: value.dtype for value in model.inputs}
-        plain = (generation.ids, generation.mask, generation.positions)
-        self._dtypes = {name: inputs[name] for name in plain if name is not None}
-
-    def read(self, prompts: Sequence[Sequence[int]]) -> Array:
-        """Scores behind the prompts; one prompt is read in chunks, from where the cache ends."""
-        rows = [[self._generation.pad] * (self.width - len(row)) + list(row) for row in prompts]
-        tokens = np.array(rows)
-        chunk = self._generation.prompt_chunk if len(rows) == 1 else self.width
-        while self.width - self._cache.length > chunk:
-            self._run(tokens[:, self._cache.length : self._cache.length + chunk])
-        return self.feed(tokens[:, self._cache.length :])
-
-    def feed(self, tokens: Array) -> Array:
-        """Float scores [batch, vocabulary] behind these tokens, int [batch, new]."""
-        self._run(tokens)
-        logits: Array = self._binding.get_outputs_as_ortvaluevector()[0].numpy()
-        return logits[:, -1]
-
-    def _run(self, tokens: Array) -> None:
-        generation, cache, new = self._generation, self._cache, tokens.shape[1]
-        places = np.arange(cache.length + new) - self._padding  # [batch, past + new]
-        feeds = {generation.ids: tokens}
-        if generation.mask is not None:
-            feeds[generation.mask] = places >= 0
-        if generation.positions is not None:
-            feeds[generation.positions] = np.where(places < 0, 1, places)[:, cache.length :]
-        for name, array in feeds.items():
-            self._binding.bind_cpu_input(name, np.ascontiguousarray(array, self._dtypes[name]))
-        self._binding.bind_output(generation.logits)
-        cache.bind(self._binding)
-        self._model.run_bound(self._binding)
-        cache.advance(self._binding, new)
 
 
 def _limit(

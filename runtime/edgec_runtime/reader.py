@@ -1,0 +1,80 @@
+"""Runs the graph of a decoder: prompts in one or several runs, then a token per row and run.
+
+It binds tokens, mask and positions as the bundle names them, and the cache, which grows with every
+run. Which token follows is not decided here (``generate``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgec_runtime.cache import Cache, ort_value
+from edgec_runtime.generation import Generation
+
+if TYPE_CHECKING:
+    from edgec_runtime.session import Model
+
+Array = np.ndarray[Any, Any]
+
+
+class Reader:
+    """Runs the graph of a decoder on new tokens, and keeps its cache in step."""
+
+    def __init__(
+        self,
+        model: Model,
+        generation: Generation,
+        cache: Cache,
+        lengths: Sequence[int],
+        encoded: Mapping[str, Array],
+    ) -> None:
+        """lengths: of the prompts, padded to the longest one.
+
+        encoded: feeds of the encoder, if there is one; it runs here, once.
+        """
+        self.width = max(lengths)
+        self._model, self._generation, self._cache = model, generation, cache
+        self._padding = self.width - np.array(lengths)[:, None]
+        self._binding = model.session.io_binding()
+        for name, array in (model.encode(encoded) if encoded else {}).items():
+            self._binding.bind_cpu_input(name, array)  # the same in every step
+        if generation.logits_from is not None:  # nobody reads the others
+            # as a tensor of ONNX Runtime's, or it finds no inputs that have defaults
+            self._last = ort_value(np.array([-1]))
+            self._binding.bind_ortvalue_input(generation.logits_from, self._last)
+        inputs = {value.name: value.dtype for value in model.inputs}
+        plain = (generation.ids, generation.mask, generation.positions)
+        self._dtypes = {name: inputs[name] for name in plain if name is not None}
+
+    def read(self, prompts: Sequence[Sequence[int]]) -> Array:
+        """Scores behind the prompts; one prompt is read in chunks, from where the cache ends."""
+        rows = [[self._generation.pad] * (self.width - len(row)) + list(row) for row in prompts]
+        tokens = np.array(rows)
+        chunk = self._generation.prompt_chunk if len(rows) == 1 else self.width
+        while self.width - self._cache.length > chunk:
+            self._run(tokens[:, self._cache.length : self._cache.length + chunk])
+        return self.feed(tokens[:, self._cache.length :])
+
+    def feed(self, tokens: Array) -> Array:
+        """Float scores [batch, vocabulary] behind these tokens, int [batch, new]."""
+        self._run(tokens)
+        logits: Array = self._binding.get_outputs_as_ortvaluevector()[0].numpy()
+        return logits[:, -1]
+
+    def _run(self, tokens: Array) -> None:
+        generation, cache, new = self._generation, self._cache, tokens.shape[1]
+        places = np.arange(cache.length + new) - self._padding  # [batch, past + new]
+        feeds = {generation.ids: tokens}
+        if generation.mask is not None:
+            feeds[generation.mask] = places >= 0
+        if generation.positions is not None:
+            feeds[generation.positions] = np.where(places < 0, 1, places)[:, cache.length :]
+        for name, array in feeds.items():
+            self._binding.bind_cpu_input(name, np.ascontiguousarray(array, self._dtypes[name]))
+        self._binding.bind_output(generation.logits)
+        cache.bind(self._binding)
+        self._model.run_bound(self._binding)
+        cache.advance(self._binding, new)
