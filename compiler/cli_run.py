@@ -48,6 +48,12 @@ _TALK = (
 @click.option("--stop", multiple=True, metavar="TEXT", help="Text that ends the answer.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draws.")
 @click.option(
+    "--on",
+    "device",
+    metavar="DEVICE",
+    help="Answer there: an emulated CPU of `edgec devices`, or native for a process of its own.",
+)
+@click.option(
     "--output",
     "-o",
     type=click.Path(path_type=pathlib.Path),
@@ -63,9 +69,12 @@ def run(bundle: pathlib.Path, as_json: bool, prompt: str | None, **options: Any)
     otherwise.
     """
     talk = {name: options.pop(name) for name in _TALK}
+    device = options.pop("device")
     if prompt is not None:
-        _answer(bundle, prompt, talk, options, as_json=as_json)
+        _answer(bundle, prompt, talk, options, device=device, as_json=as_json)
         return
+    if device is not None:
+        raise click.UsageError("--on needs --prompt; `edgec verify --on` runs samples on a device")
     ctx = click.get_current_context()
     for name in _TALK:
         if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
@@ -86,6 +95,7 @@ def _answer(
     talk: dict[str, Any],
     options: dict[str, Any],
     *,
+    device: str | None,
     as_json: bool,
 ) -> None:
     """Print the answer piece by piece, or as JSON when it is whole."""
@@ -97,7 +107,7 @@ def _answer(
             raise click.UsageError(f"--prompt and --{given} exclude each other")
     if prompt == "-":
         prompt = sys.stdin.read().removesuffix("\n")
-    opening = Opening(options["threads"], options["any_target"], talk.pop("raw"))
+    opening = Opening(options["threads"], options["any_target"], talk.pop("raw"), device)
     settings: Any = {name: value for name, value in talk.items() if value is not None}
     if as_json:
         facts = whole_answer(bundle, prompt, settings=settings, opening=opening)

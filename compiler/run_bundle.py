@@ -15,9 +15,14 @@ import edgec_runtime
 from edgec.errors import DataError, InputError, OutputError
 from edgec.report import plain
 from edgec.runners import open_bundle_data
+from edgec_runtime.bundle import read_bundle
+from edgec_runtime.cache import not_a_language_model
+from edgec_runtime.text import open_text
 
 if TYPE_CHECKING:
     from edgec_runtime.generate import Options
+    from edgec_runtime.generation import Generation
+    from edgec_runtime.text import Text
 
 _SHOWN = 8  # values of an output that are printed
 _TOP = 5  # classes that are printed
@@ -74,6 +79,11 @@ def stream_answer(
     settings: those of ``Model.generate``. Raises InputError if the bundle is no language model
     or has no tokenizer.
     """
+    if opening.device is not None:
+        from edgec.devices.answer import answer_pieces
+
+        text, tokens = opening.there(path, prompt, settings)
+        return answer_pieces(tokens, text, list(settings.get("stop", ())))
     model, asked = opening.of(path, prompt)
     return model.generate(asked, stream=True, **settings)
 
@@ -81,10 +91,22 @@ def stream_answer(
 def whole_answer(
     path: pathlib.Path, prompt: str, *, settings: Options, opening: Opening
 ) -> dict[str, Any]:
-    """The answer as JSON data, with its tokens and why it ended; as ``stream_answer``."""
+    """The answer as JSON data, with its tokens and why it ended; as ``stream_answer``.
+
+    On a device: its tokens up to a text that stops them, without why.
+    """
+    facts = {"bundle": str(path), "prompt": prompt}
+    if opening.device is not None:
+        from edgec.devices.answer import answer_pieces
+
+        text, tokens = opening.there(path, prompt, settings)
+        seen: list[int] = []
+        heard = (seen.append(token) or token for token in tokens)  # type: ignore[func-returns-value]
+        pieces = answer_pieces(heard, text, list(settings.get("stop", ())))
+        return {**facts, "device": opening.device, "text": "".join(pieces), "tokens": seen}
     model, asked = opening.of(path, prompt)
     completion = model.generate(asked, **settings)
-    return {"bundle": str(path), "prompt": prompt, **dataclasses.asdict(completion)}
+    return {**facts, **dataclasses.asdict(completion)}
 
 
 @dataclass(frozen=True)
@@ -92,20 +114,41 @@ class Opening:
     """How a language model is opened, and how it is given a prompt.
 
     raw: the model continues the prompt. Otherwise the prompt is what a user says, if the bundle
-    has a chat template.
+    has a chat template. device: where it runs; None is this process.
     """
 
     threads: int | None = None
     any_target: bool = False
     raw: bool = False
+    device: str | None = None
 
     def of(self, path: pathlib.Path, prompt: str) -> tuple[edgec_runtime.Model, Any]:
         """The model and the prompt as ``Model.generate`` takes it."""
         model = edgec_runtime.load(path, threads=self.threads, any_target=self.any_target)
-        generation = model.manifest.generation
+        return model, self._asked(model.manifest.generation, prompt)
+
+    def there(
+        self, path: pathlib.Path, prompt: str, settings: Options
+    ) -> tuple[Text, Iterator[int]]:
+        """The bundle's tokenizer, and the tokens of the answer as the device gives them."""
+        from edgec.devices.answer import answer_tokens
+
+        bundle = read_bundle(path)
+        generation = bundle.manifest.generation
+        if generation is None:
+            raise not_a_language_model(f"bundle {bundle.path}")
+        text, asked = open_text(bundle), self._asked(generation, prompt)
+        tokens = text.encode(asked) if isinstance(asked, str) else text.encode_chat(asked)
+        options: Any = {name: value for name, value in settings.items() if name != "stop"}
+        device = str(self.device)
+        return text, answer_tokens(
+            device, path, tokens, options=options, threads=self.threads, any_target=self.any_target
+        )
+
+    def _asked(self, generation: Generation | None, prompt: str) -> Any:
         if self.raw or generation is None or generation.chat_template is None:
-            return model, prompt
-        return model, [{"role": "user", "content": prompt}]
+            return prompt
+        return [{"role": "user", "content": prompt}]
 
 
 def _summary(value: np.ndarray[Any, Any], labels: tuple[str, ...] | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -121,9 +121,9 @@ def write_job(job: Job, folder: pathlib.Path) -> None:
     (folder / guest.JOB).write_text(json.dumps(table), encoding="utf-8")
 
 
-def write_guest(folder: pathlib.Path) -> None:
+def write_guest(folder: pathlib.Path, program: ModuleType = guest) -> None:
     """Put the guest program and the runtime that it imports beside the job."""
-    shutil.copyfile(guest.__file__, folder / GUEST)
+    shutil.copyfile(str(program.__file__), folder / GUEST)
     package = pathlib.Path(edgec_runtime.__file__).parent
     with zipfile.ZipFile(folder / RUNTIME, "w") as archive:
         for file in sorted(package.glob("*.py")):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from edgec.devices import guest_answer
 from edgec.devices.counter import Counter, counts_between_marks
 from edgec.devices.job import (
     GUEST,
@@ -65,12 +67,10 @@ class LocalPython(Device):
             folder = pathlib.Path(name)
             write_job(job, folder)
             write_guest(folder)
-            search = os.pathsep.join([str(folder / RUNTIME), *self._path])
-            environment = {**clean_environment(), "PYTHONPATH": search, **self._environment}
             first, *others = self._command
             options = self._counter.options if job.count else ()
             command = [first, *options, *others, str(folder / GUEST), str(folder)]
-            log = execute(command, environment, self.profile.name)
+            log = execute(command, self._variables(folder), self.profile.name)
             outcome = read_outcome(job, folder, self.profile, log)
         if not job.count:
             return outcome
@@ -78,9 +78,29 @@ class LocalPython(Device):
             return replace(outcome, uncounted=self._counter.reason)
         return replace(outcome, counts=counts_between_marks(log))
 
+    def follow(self, bundle: pathlib.Path, files: Mapping[str, str]) -> Iterator[str]:
+        """The lines that ``guest_answer`` prints there, as they come.
+
+        files: name -> text, laid beside the bundle. Whoever stops reading ends the process.
+        Raises DeviceError if it cannot be started or fails.
+        """
+        with tempfile.TemporaryDirectory(prefix="edgec-") as name:
+            folder = pathlib.Path(name)
+            shutil.copyfile(bundle, folder / bundle.name)
+            write_guest(folder, guest_answer)
+            for file, text in files.items():
+                (folder / file).write_text(text, encoding="utf-8")
+            command = [*self._command, str(folder / GUEST), str(folder)]
+            yield from _lines(command, self._variables(folder), self.profile.name)
+
     def close(self) -> None:
         """Remove what was made for the device."""
         self._held.close()
+
+    def _variables(self, folder: pathlib.Path) -> dict[str, str]:
+        """The environment of a guest whose files are in the folder."""
+        search = os.pathsep.join([str(folder / RUNTIME), *self._path])
+        return {**clean_environment(), "PYTHONPATH": search, **self._environment}
 
 
 def open_native() -> LocalPython:
@@ -130,7 +150,44 @@ def execute(
         raise DeviceError(f"device {device}: no answer within {timeout_s:.0f} s") from error
     log = done.stderr.decode("utf-8", "replace")
     if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
-        program = pathlib.Path(command[0]).name
-        raise DeviceError(f"device {device}: {program} died of {name}: {last_line(log)}")
+        raise _died(device, command[0], done.returncode, log)
     return log
+
+
+def _lines(command: Sequence[str], environment: Mapping[str, str], device: str) -> Iterator[str]:
+    """What a program prints, line by line; it is killed if nobody reads on."""
+    with tempfile.TemporaryFile() as errors:
+        try:
+            process = subprocess.Popen(
+                list(command),
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                encoding="utf-8",
+            )
+        except OSError as error:
+            raise DeviceError(
+                f"device {device}: {command[0]} cannot be started: {error.strerror or error}"
+            ) from error
+        assert process.stdout is not None
+        with process:
+            try:
+                yield from process.stdout
+                code = process.wait()
+            finally:
+                process.kill()
+        errors.seek(0)
+        log = errors.read().decode("utf-8", "replace")
+    if code < 0:
+        raise _died(device, command[0], code, log)
+    if code:
+        raise DeviceError(f"device {device}: the run ended: {last_line(log)}")
+
+
+def _died(device: str, program: str, code: int, log: str) -> DeviceError:
+    name = signal.Signals(-code).name
+    return DeviceError(
+        f"device {device}: {pathlib.Path(program).name} died of {name}: {last_line(log)}"
+    )

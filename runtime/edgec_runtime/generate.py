@@ -105,6 +105,12 @@ def generate(
 ) -> Iterator[str]: ...
 
 
+@overload
+def generate(
+    model: Model, prompt: Prompt, *, stream: Literal["tokens"], **options: Unpack[Options]
+) -> Iterator[int]: ...
+
+
 def generate(
     model: Model,
     prompt: Prompt | Prompts,
@@ -117,10 +123,10 @@ def generate(
     repetition_penalty: float | None = None,
     stop: str | Sequence[str] = (),
     seed: int = 0,
-    stream: bool = False,
+    stream: bool | Literal["tokens"] = False,
     cache: PromptCache | None = None,
     start: Sequence[int] | None = None,
-) -> Completion | list[Completion] | Iterator[str]:
+) -> Completion | list[Completion] | Iterator[str] | Iterator[int]:
     """Continue a prompt: a text, a chat (dicts with role and content), token ids, or many of them.
 
     With an encoder, answer it instead: the encoder reads the prompt, which may be features (float
@@ -131,11 +137,12 @@ def generate(
     may take. repetition_penalty: above 1, tokens of prompt and answer become less likely. Those
     left out are what the model's maker recommends: greedy unless the bundle says otherwise.
     stop: texts that end the answer. seed: of the draws.
-    stream: return the text piece by piece, as it comes.
+    stream: return the text piece by piece, as it comes; "tokens": the tokens one by one, for
+    which no tokenizer is needed.
     cache: what earlier calls have read of this conversation; one prompt at a time.
     start: tokens that the answers begin with, in place of those that the bundle states for a
     model with an encoder (language and task of a transcription); they are no part of the answers.
-    Returns a Completion for one prompt, a list of them for several, pieces of text if streamed.
+    Returns a Completion for one prompt, a list of them for several, pieces or tokens if streamed.
     Raises InputError for a wrong argument, for a prompt that is empty or too long, and if the
     bundle is no language model; EdgecError for an optional package that is not installed.
     """
@@ -163,7 +170,7 @@ def generate(
     prompts, single = listed(prompt, model.manifest, encoder)
     if not single and (stream or cache is not None):
         raise InputError(f"stream and cache take one prompt, {len(prompts)} were given")
-    needed = stream or bool(stops) or any([is_text(one) for one in prompts])
+    needed = stream is True or bool(stops) or any([is_text(one) for one in prompts])
     present = generation.tokenizer is not None and importlib.util.find_spec("tokenizers")
     text = model.text if needed or present else None
     encoded: dict[str, Array] = {}
@@ -178,6 +185,8 @@ def generate(
         for number, row in enumerate(rows)
     ]
     steps = _steps(copy.copy(model), generation, answers, settings, limit, cache, encoded)
+    if stream == "tokens":
+        return _new_tokens(steps, answers[0])
     if stream:
         return (piece for [piece] in steps if piece)
     for _ in steps:
@@ -292,6 +301,14 @@ def _steps(
         if kept is not None:
             read = tuple(answers[0].tokens[: cache.length])
             kept.put(Prefix(model.session, model.adapter, read, cache))
+
+
+def _new_tokens(steps: Iterator[list[str]], answer: _Answer) -> Iterator[int]:
+    """The tokens of the answer, each when its step is done."""
+    known = len(answer.tokens)
+    for _ in steps:
+        yield from answer.tokens[known:]
+        known = len(answer.tokens)
 
 
 def _barred(generation: Generation) -> tuple[Sequence[int], Sequence[int]]:
