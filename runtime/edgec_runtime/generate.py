@@ -74,10 +74,11 @@ class Options(TypedDict, total=False):
 class Completion:
     """The answer to one prompt.
 
-    tokens: without the one that ended it. text: without the stop string; None if the bundle has
-    no tokenizer or ``tokenizers`` is not installed. reason: why it ended; "length": after
-    max_new_tokens. prompt_tokens: of the prompt, with an encoder those that the answer starts with;
-    cached_tokens: those of them that were in the cache.
+    tokens: without the one that ended it. text: without the stop string; None for a prompt of
+    token ids without stop strings, which needs no tokenizer (``model.text.decode(tokens)``), and for
+    features where the bundle has no tokenizer or ``tokenizers`` is not installed. reason: why it
+    ended; "length": after max_new_tokens. prompt_tokens: of the prompt, with an encoder those that
+    the answer starts with; cached_tokens: those of them that were in the cache.
     """
 
     text: str | None
@@ -171,8 +172,9 @@ def generate(
     if not single and (stream or cache is not None):
         raise InputError(f"stream and cache take one prompt, {len(prompts)} were given")
     needed = stream is True or bool(stops) or any([is_text(one) for one in prompts])
-    present = generation.tokenizer is not None and importlib.util.find_spec("tokenizers")
-    text = model.text if needed or present else None
+    if isinstance(prompts[0], np.ndarray) and generation.tokenizer is not None:  # features
+        needed = needed or importlib.util.find_spec("tokenizers") is not None
+    text = model.text if needed else None
     encoded: dict[str, Array] = {}
     if encoder is not None or start is not None:
         rows = [start_tokens(start, encoder) for _ in prompts]

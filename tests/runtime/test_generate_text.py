@@ -6,6 +6,7 @@ import builtins
 import pathlib
 import sys
 import threading
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -46,10 +47,12 @@ def test_a_streamed_answer_is_the_whole_one(model: edgec_runtime.Model) -> None:
 def test_text_and_its_tokens_give_the_same_answer(model: edgec_runtime.Model) -> None:
     tokens = model.text.encode("Hello")
     by_text = model.generate("Hello", max_new_tokens=9)
-    assert by_text == model.generate(tokens, max_new_tokens=9)
-    assert by_text == model.generate(np.array(tokens), max_new_tokens=9)
+    assert by_text.text == model.text.decode(by_text.tokens)
+    by_tokens = replace(by_text, text=None)
+    assert by_tokens == model.generate(tokens, max_new_tokens=9)
+    assert by_tokens == model.generate(np.array(tokens), max_new_tokens=9)
     assert [by_text] * 2 == model.generate(["Hello", "Hello"], max_new_tokens=9)
-    assert [by_text] == model.generate(np.array([tokens]), max_new_tokens=9)
+    assert [by_tokens] == model.generate(np.array([tokens]), max_new_tokens=9)
 
 
 def test_a_chat_goes_through_the_template(model: edgec_runtime.Model) -> None:
@@ -62,7 +65,7 @@ def test_a_chat_goes_through_the_template(model: edgec_runtime.Model) -> None:
     expected = [BOS, USER, byte["A"], MODEL, byte["B"], USER, byte["C"], MODEL]
     assert model.text.encode_chat(messages) == expected
     answer = model.generate(messages, max_new_tokens=5)
-    assert answer == model.generate(expected, max_new_tokens=5)
+    assert replace(answer, text=None) == model.generate(expected, max_new_tokens=5)
     [same] = model.generate([messages], max_new_tokens=5)
     assert same == answer
 
@@ -219,6 +222,14 @@ def test_a_package_that_is_not_installed_is_named(
         loaded.generate(prompt)
 
 
+def test_ids_need_no_tokenizer(tmp_path: pathlib.Path) -> None:
+    loaded = edgec_runtime.load(write_decoder(tmp_path / "a", section(eos=())))
+    answer = loaded.generate([1, 2], max_new_tokens=4)
+    assert (answer.text, len(answer.tokens)) == (None, 4)
+    assert "text" not in vars(loaded)  # nothing has opened it
+    assert loaded.generate([1, 2], max_new_tokens=4, stop="never there").text is not None
+
+
 def test_ids_need_no_package(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = edgec_runtime.load(write_decoder(tmp_path / "a", section(eos=())))
     real = builtins.__import__
@@ -227,7 +238,6 @@ def test_ids_need_no_package(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyP
         assert name.split(".")[0] not in ("tokenizers", "jinja2")
         return real(name, *rest)
 
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr(builtins, "__import__", without)
     answer = loaded.generate([1, 2], max_new_tokens=4)
     assert (answer.text, len(answer.tokens)) == (None, 4)
