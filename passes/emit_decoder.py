@@ -34,11 +34,13 @@ class Emission:
     """Puts kernels into one model, which has the inputs of a decoder (``decoder_of``).
 
     rows: of the tables with which the attention kernel rotates queries and keys itself; 0 leaves
-    that to kernels in front of it.
+    that to kernels in front of it. plain: masks, by name, that hide padding and later positions
+    alone.
     """
 
     model: ir.Model
     rows: int = 0
+    plain: frozenset[str] = frozenset()
     _shared: dict[tuple[str, ...], ir.Value] = field(default_factory=dict)
 
     def emit(self, match: CachedAttention) -> tuple[ir.Value, ir.Value, ir.Value]:
@@ -185,6 +187,9 @@ class Emission:
     def _bias(self, at: _Inserter, mask: Mask) -> ir.Value:
         """What is added to the scores, [batch or 1, heads or 1, new, all]: 0 or very low."""
 
+        if mask.root.name in self.plain:
+            return self._padding(at)
+
         def made() -> ir.Value:
             if mask.shown is None or mask.hidden is None:
                 floor = at.constant(np.array(_HIDDEN, np.float32))
@@ -197,6 +202,19 @@ class Emission:
             return at.value("Expand", [bias, lengths])
 
         return self._once(("bias", str(mask.root.name), str(mask.shown), str(mask.hidden)), made)
+
+    def _padding(self, at: _Inserter) -> ir.Value:
+        """The bias where padding alone is to be hidden: the kernel hides later positions."""
+
+        def made() -> ir.Value:
+            shown = at.value("Cast", [self._input(MASK)], to=ir.DataType.BOOL.value)
+            sides = [at.constant(np.array(n, np.float32)) for n in (0.0, _HIDDEN)]
+            row = at.value("Where", [shown, *sides])
+            rows = at.value("Unsqueeze", [row, at.numbers([1, 2])])
+            ends = [at.numbers([1, 1]), self._new(at), at.numbers([1])]
+            return at.value("Expand", [rows, at.value("Concat", ends, axis=0)])
+
+        return self._once(("padding",), made)
 
     def _input(self, name: str) -> ir.Value:
         return next(value for value in self.model.graph.inputs if value.name == name)

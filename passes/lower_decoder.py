@@ -54,6 +54,7 @@ from edgec.passes.matching import (
     remove_unused,
     take_over,
 )
+from edgec.passes.plain_masks import hides_padding_alone
 from edgec.passes.rotary_tables import LARGEST_BYTES, evaluated, grow_evenly, nodes_between
 
 TOLERANCE = 1e-4  # of the largest number: float noise of another summation order
@@ -63,7 +64,8 @@ def lower_decoder(model: ir.Model, context: Context) -> Result:
     """Rewrite every attention over a cache that is proven; ``changed`` counts them.
 
     Decisions: ``decoder`` lists the results of the rewritten attentions, ``rotates`` says whether
-    the kernel rotates queries and keys. A lock that has them is followed without a proof.
+    the kernel rotates queries and keys, ``plain_masks`` names the masks that hide padding and later
+    positions alone. A lock that has them is followed without a proof.
     """
     if KERNEL not in context.target.kernels:
         return Result(model, 0)
@@ -78,8 +80,9 @@ def lower_decoder(model: ir.Model, context: Context) -> Result:
     findings = _findings(len(chosen), len(names) + len(refused))
     decisions: dict[str, object] = {"decoder": chosen} if names else {}
     if chosen:
-        model, rotates, told = _lowered(model, rotary, chosen, context)
-        decisions["rotates"] = rotates
+        plain = _plain_masks(model, rotary, chosen, context)
+        model, rotates, told = _lowered(model, rotary, chosen, plain, context)
+        decisions |= {"rotates": rotates, "plain_masks": sorted(plain)}
         findings += told
     return Result(model, len(chosen), tuple(skipped), decisions=decisions, findings=findings)
 
@@ -172,8 +175,22 @@ def _errors(
     return {name: max(lengths, *found[3 * i : 3 * i + 3]) for i, name in enumerate(names)}
 
 
-def _lowered(
+def _plain_masks(
     model: ir.Model, rotary: bool, names: Sequence[str], context: Context
+) -> frozenset[str]:
+    """The masks of these attentions that are ``plain`` to an ``Emission``."""
+    if "plain_masks" in context.lock:
+        return frozenset(context.lock["plain_masks"])
+    work = model.clone()
+    for old, new in _past_shapes(work, Emission(work)):
+        take_over(old, new)
+    matches = find_cached_attentions(work, rotary=rotary)[0]
+    masks = {str(m.mask.root.name): m.mask for m in matches if m.mask and _name(m) in names}
+    return frozenset(n for n, mask in masks.items() if hides_padding_alone(work, mask, context))
+
+
+def _lowered(
+    model: ir.Model, rotary: bool, names: Sequence[str], plain: frozenset[str], context: Context
 ) -> tuple[ir.Model, bool, tuple[str, ...]]:
     """The model with these attentions rewritten, whether the kernel rotates, and findings.
 
@@ -181,11 +198,11 @@ def _lowered(
     """
     rows = _table_rows(model, rotary, names, context)
     if not rows or not context.lock.get("rotates", True):
-        return _rewritten(model, rotary, names), False, ()
-    inside = _rewritten(model, rotary, names, rows)
+        return _rewritten(model, rotary, names, plain), False, ()
+    inside = _rewritten(model, rotary, names, plain, rows)
     if "rotates" in context.lock:
         return inside, True, ()
-    outside = _rewritten(model, rotary, names)
+    outside = _rewritten(model, rotary, names, plain)
     error = _conversation_error(outside, inside, context)
     if error <= TOLERANCE:
         return inside, True, ()
@@ -248,10 +265,12 @@ def _past_shapes(model: ir.Model, emission: Emission) -> list[tuple[ir.Value, ir
     return found
 
 
-def _rewritten(model: ir.Model, rotary: bool, names: Sequence[str], rows: int = 0) -> ir.Model:
-    """A copy of the model in which these attentions are rewritten. rows: as of ``Emission``."""
+def _rewritten(
+    model: ir.Model, rotary: bool, names: Sequence[str], plain: frozenset[str], rows: int = 0
+) -> ir.Model:
+    """A copy of the model in which these attentions are rewritten. plain, rows: of ``Emission``."""
     work = model.clone()
-    emission = Emission(work, rows)
+    emission = Emission(work, rows, plain)
     matches = find_cached_attentions(work, rotary=rotary)[0]
     for old, new in _past_shapes(work, emission):
         take_over(old, new)
