@@ -149,7 +149,10 @@ class TorchGraph(torch.nn.Module):
         return values
 
     def initializer(self, name: str) -> torch.nn.Parameter:
-        """The parameter that stands for an initializer of the graph."""
+        """The parameter that stands for an initializer of the graph.
+
+        Of a learned scale it is the factor, of the scale's shape, that its first values get.
+        """
         parameter: torch.nn.Parameter = self._parameters_in_order[int(self._keys[name])]
         return parameter
 
@@ -223,14 +226,14 @@ class TorchGraph(torch.nn.Module):
         leader = self._scales.leaders.get(name)
         if leader is None:
             return start
-        return _positive(self.initializer(leader), self._constants[leader]).detach()
+        return _multiplied(self._constants[leader], self.initializer(leader)).detach()
 
     def _learned_scales(self) -> dict[str, Tensor]:
         """All scales that are learned or follow one, for a forward pass."""
         found: dict[str, Tensor] = {}
         for name, leader in self._scales.leaders.items():
             if leader not in found:
-                found[leader] = _positive(self.initializer(leader), self._constants[leader])
+                found[leader] = _multiplied(self._constants[leader], self.initializer(leader))
             found[name] = found[leader]
         for name, factors in self._scales.products.items():
             both = [found.get(f, self._constants[f]).detach() for f in factors]
@@ -269,8 +272,8 @@ class TorchGraph(torch.nn.Module):
             self._learn(name, torch.from_numpy(stored.numpy().copy()))
         else:
             self._constants[name] = tensor(stored.numpy())
-            if self._scales.leaders.get(name) == name:
-                self._learn(name, self._constants[name])
+            if self._scales.leaders.get(name) == name:  # small ones move as far as large ones
+                self._learn(name, torch.ones_like(self._constants[name]))
 
     def _learn(self, name: str, start: Tensor) -> None:
         self._keys[name] = str(len(self._parameters_in_order))
@@ -330,10 +333,10 @@ def _stored(value: ir.Value | None) -> Tensor | None:
     return tensor(value.const_value.numpy())
 
 
-def _positive(scale: Tensor, start: Tensor) -> Tensor:
-    """The scale, held above a share of its first value; the gradient passes on."""
-    fixed = scale.detach()
-    return torch.maximum(fixed, start * _LEAST_SHARE) + (scale - fixed)
+def _multiplied(start: Tensor, factor: Tensor) -> Tensor:
+    """A scale with its learned factor, which is held above a least one; the gradient passes on."""
+    fixed = factor.detach()
+    return start * (fixed.clamp_min(_LEAST_SHARE) + (factor - fixed))
 
 
 def _product(factors: Sequence[Tensor], start: Tensor) -> Tensor:

@@ -72,6 +72,11 @@ def lsq(x: np.ndarray, scale: np.ndarray, low: int, high: int, count: float) -> 
     return each / math.sqrt(count * high)
 
 
+def of_scale(twin, scale: np.ndarray) -> np.ndarray:
+    """The gradient of a scale s, whose factor is learned: d/d(factor) = s d/ds."""
+    return twin.initializer("s").grad.numpy() / scale
+
+
 def test_gradient_of_an_activation_scale_is_that_of_lsq():
     twin = to_torch(parsed(ACTIVATION), learn_scales=True)
     x = np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32) * 60
@@ -79,7 +84,8 @@ def test_gradient_of_an_activation_scale_is_that_of_lsq():
     twin({"x": given})["y"].sum().backward()
     expected = lsq(x, np.float32(0.5), -100, 155, 8).sum()  # 8 features of a sample
     assert twin.scales() == ("s",)
-    np.testing.assert_allclose(twin.initializer("s").grad.numpy(), expected, rtol=1e-5)
+    found = of_scale(twin, np.float32(0.5))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
     inside = (np.rint(x / 0.5) >= -100) & (np.rint(x / 0.5) <= 155)
     np.testing.assert_array_equal(given.grad.numpy(), inside)
     assert 0 < inside.mean() < 1
@@ -107,7 +113,7 @@ def test_integers_that_are_kept_are_multiplied_by_what_their_scale_becomes(way):
     expected = whole * spread_over(np.float32(1.25) * scale, attributes)
     np.testing.assert_allclose(y.detach().numpy(), expected, rtol=1e-5)
     # all of it, times one factor that the size of the tensor gives
-    found, sums = twin.initializer("s").grad.numpy(), summed(whole, attributes, shape)
+    found, sums = of_scale(twin, scale), summed(whole, attributes, shape)
     np.testing.assert_allclose(found * np.abs(sums).max() / np.abs(found).max(), sums, rtol=1e-4)
     assert twin.write_back(model) == 1  # the scale alone
 
@@ -129,7 +135,7 @@ def test_gradient_of_a_weight_scale_is_that_of_lsq(way):
     twin({"x": torch.zeros(6, 8)})["y"].sum().backward()
     top = high - zero
     each = lsq(weight, spread, low - zero, top, count)
-    found = twin.initializer("s").grad.numpy()
+    found = of_scale(twin, scale)
     np.testing.assert_allclose(found, summed(each, attributes, shape), rtol=1e-3, atol=1e-5)
 
 
@@ -205,6 +211,19 @@ def test_learned_scale_fits_better_than_the_one_it_started_from():
         return float(loss.detach())
 
     assert error(True) < 0.5 * error(False)
+
+
+def test_scales_of_any_size_move_by_the_same_share():
+    model, _, scale, _ = weight_model("uint4", "<axis = 1, block_size = 4>", (6, 2))
+    scale = scale * np.float32([[1e-3, 1e3]])
+    model.graph.initializers["s"].const_value = ir.tensor(scale, name="s")
+    twin = to_torch(model, learn_scales=True, keep_integers=True)
+    optimizer = torch.optim.Adam(twin.parameters(), lr=0.01)
+    twin({"x": torch.zeros(6, 8)})["y"].sum().backward()
+    optimizer.step()
+    twin.write_back(model)
+    after = model.graph.initializers["s"].const_value.numpy()
+    np.testing.assert_allclose(np.abs(after / scale - 1), 0.01, rtol=1e-3)
 
 
 def test_scale_stays_positive_whatever_the_optimizer_does():
