@@ -4,7 +4,8 @@ For a value x [..., n] the mean of x x^T over all positions of all samples, [n, 
 the output error of any change of a weight exactly, without keeping one activation. Values
 are taken in groups whose moments fit into a fixed amount of memory, one run over the samples
 for each group, so that neither the samples' number nor the model's depth decides the peak:
-the widest value does, and the callers leave out those that are too wide.
+the widest value does, and the callers leave out those that are too wide. Nor does it go on for
+ever: once every value of a group has enough rows for its width, further samples are left alone.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from edgec.passes.execution import run_values
 from edgec.passes.weights import Array
 
 _GROUP_BYTES = 512 << 20  # of moments in float64 held at a time
+_ROWS, _ROWS_A_CHANNEL = 1 << 14, 8  # that are enough: so many, and so many for each channel
 
 
 def second_moments(
@@ -30,7 +32,8 @@ def second_moments(
 ) -> Iterator[tuple[str, Array]]:
     """Pairs of a value's name and its mean x x^T, float64 [n, n], in the order of ``widths``.
 
-    widths: n, the size of the last axis, by name of a value in the main graph.
+    widths: n, the size of the last axis, by name of a value in the main graph. samples: from the
+    first on, until there are 16,384 rows x and 8 n.
     Raises PassError if a value holds NaN or infinity.
     """
     groups = _groups(widths)
@@ -51,6 +54,8 @@ def second_moments(
                 sums[name] += square
                 counts[name] += len(x)
             progress(number * len(samples) + index + 1, total)
+            if all(counts[name] >= max(_ROWS, _ROWS_A_CHANNEL * widths[name]) for name in names):
+                break
         for name in names:
             yield name, sums.pop(name) / max(counts[name], 1)
 

@@ -207,6 +207,20 @@ def test_memory_of_the_moments_is_bounded_by_groups_of_values(monkeypatch):
         np.testing.assert_array_equal(apart[name], expected)
 
 
+def test_samples_behind_enough_rows_are_left_alone(monkeypatch):
+    model, calibration, _ = layer()
+    rows = len(calibration[0]["x"])
+    monkeypatch.setattr(moments, "_ROWS", rows + 1)
+    monkeypatch.setattr(moments, "_ROWS_A_CHANNEL", 0)
+    unusable = {"x": np.full((4, 384), np.nan, np.float32)}
+    given = [*calibration[:2], unusable]
+    found = dict(moments.second_moments(model, WIDTHS, given, progress=lambda *_: None))
+    monkeypatch.undo()
+    expected = moments.second_moments(model, WIDTHS, given[:2], progress=lambda *_: None)
+    for name, mean in expected:
+        np.testing.assert_array_equal(found[name], mean)
+
+
 def test_a_table_that_is_the_output_layer_too_is_rounded_for_the_product():
     text = """g (int64[m] ids, float[n, 64] x) => (float[m, 64] e, float[n, 300] y) {
         [look] e = Gather (table, ids)
