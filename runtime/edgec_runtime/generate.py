@@ -74,11 +74,11 @@ class Options(TypedDict, total=False):
 class Completion:
     """The answer to one prompt.
 
-    tokens: without the one that ended it. text: without the stop string; None for a prompt of
-    token ids without stop strings, which needs no tokenizer (``model.text.decode(tokens)``), and for
-    features where the bundle has no tokenizer or ``tokenizers`` is not installed. reason: why it
-    ended; "length": after max_new_tokens. prompt_tokens: of the prompt, with an encoder those that
-    the answer starts with; cached_tokens: those of them that were in the cache.
+    tokens: without the one that ended it. text: without the stop string; None for token ids
+    without stop strings, which need no tokenizer (``model.text.decode(tokens)``), and for features
+    where the bundle has none or ``tokenizers`` is not installed. reason: why it ended; "length":
+    after max_new_tokens. prompt_tokens: of the prompt, with an encoder those that the answer
+    starts with; cached_tokens: those of them that were in the cache.
     """
 
     text: str | None
