@@ -28,6 +28,7 @@ from edgec.targets import Target
 from edgec_runtime import golden as format_
 from edgec_runtime import manifest as parts
 from edgec_runtime.bundle import GOLDEN_SHARE
+from edgec_runtime.integer_cache import METADATA
 
 _FILE_HEADER_BYTES = 65536 + 4096  # of a bundle, before any weight
 _MARGIN_DB = 10.0  # between the measured rounding noise and the limit
@@ -82,7 +83,9 @@ def make_golden(
 
 
 def _rounds_activations(model: ir.Model) -> bool:
-    """True if activations become integers at run time."""
+    """True if activations or what is cached of them become integers at run time."""
+    if METADATA in model.metadata_props:
+        return True
     nodes = (node for graph in model.graphs() for node in graph)
     return any(
         node.op_type.startswith("Dynamic")

@@ -30,6 +30,7 @@ from edgec.shapes import input_specs
 from edgec.slices import SliceColumn
 from edgec.source import Source
 from edgec.targets import Target
+from edgec_runtime.integer_cache import quantized, session_scales
 
 _SNAPSHOT_BYTES = 400_000_000  # weights up to which every step's model is timed, all at once
 
@@ -154,5 +155,5 @@ def _rule(reference: ir.Model, source: Source, metric: TaskMetric | None) -> Agr
 
 
 def _caller(session: Any, feeds: Feeds) -> Callable[[], object]:
-    given = dict(feeds)
+    given = quantized(feeds, session_scales(session))
     return lambda: session.run(None, given)

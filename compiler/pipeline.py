@@ -26,6 +26,7 @@ from edgec.passes.execution import (
 from edgec.passes.lower_weights import with_float_products
 from edgec.report import Layer
 from edgec.rounds import in_rounds
+from edgec_runtime.integer_cache import METADATA, scales_of
 
 # A lossless pass reorders float32 operations; 60 dB leaves room for that and for nothing else.
 _LOSSLESS_DB = 60.0
@@ -137,10 +138,15 @@ def layer_noise(
 ) -> tuple[Layer, ...]:
     """SQNR of every value that lossy passes touched, in graph order.
 
-    The model before the first lossy pass is compared with the model after the last one,
-    both without ONNX Runtime's optimizations, so that values have the same names.
+    The model before the first lossy pass is compared with the model after the last one, those
+    of stage LOWER aside, both without ONNX Runtime's optimizations, so that values have the same
+    names.
     """
-    lossy = [i for i, step in enumerate(steps) if not step.pass_.lossless and step.result.changed]
+    lossy = [
+        i
+        for i, step in enumerate(steps)
+        if not step.pass_.lossless and step.result.changed and step.pass_.stage is not Stage.LOWER
+    ]
     if not lossy or not checks:
         return ()
     clean = steps[lossy[0] - 1].model if lossy[0] else reference
@@ -201,9 +207,14 @@ def _worst_sqnr_db(
 
 
 def _signature(model: ir.Model) -> str:
+    """Of the model as it is called: caches of integers are float32 to a caller."""
+    scales = model.metadata_props.get(METADATA)
+    floats = scales_of(scales) if scales else {}
+
     def one(value: ir.Value) -> str:
         shape = "?" if value.shape is None else ",".join(str(d) for d in value.shape)
-        return f"{value.name}:{value.dtype}[{shape}]"
+        dtype = ir.DataType.FLOAT if value.name in floats else value.dtype
+        return f"{value.name}:{dtype}[{shape}]"
 
     graph = model.graph
     return f"({'; '.join(map(one, graph.inputs))}) -> ({'; '.join(map(one, graph.outputs))})"

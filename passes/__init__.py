@@ -20,6 +20,7 @@ from edgec.passes.lower import Lower
 from edgec.passes.prune_blocks import PruneBlocks
 from edgec.passes.prune_magnitude import PruneMagnitude
 from edgec.passes.prune_structured import PruneStructured
+from edgec.passes.quantize_cache import QuantizeCache
 from edgec.passes.quantize_dynamic import QuantizeDynamic
 from edgec.passes.quantize_static import QuantizeStatic
 from edgec.passes.quantize_weights import QuantizeWeights
@@ -44,6 +45,7 @@ PASSES: tuple[type[Pass], ...] = (
     QuantizeWeights,
     ConvertFloat16,
     Lower,
+    QuantizeCache,
     AdapterSlots,
 )
 
@@ -63,6 +65,7 @@ __all__ = [
     "PruneBlocks",
     "PruneMagnitude",
     "PruneStructured",
+    "QuantizeCache",
     "QuantizeDynamic",
     "QuantizeStatic",
     "QuantizeWeights",

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from edgec.passes.contract import Feeds, PassError
 from edgec.targets import Session
 from edgec_runtime.golden import sqnr_db
+from edgec_runtime.integer_cache import dequantized, quantized, session_scales
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -96,10 +97,13 @@ def open_session(
 def run_feeds(session: onnxruntime.InferenceSession, feeds: Feeds) -> list[Any]:
     """The outputs of a session in order; feeds that are no inputs of it are left out.
 
+    Caches of integers are fed and given as float32 (``edgec_runtime.integer_cache``).
     Raises PassError with ONNX Runtime's reason: feeds of the right shape can still be
     refused, an index out of range for example.
     """
     wanted = {i.name for i in session.get_inputs()}
+    scales = session_scales(session)
+    feeds = quantized(feeds, scales) if scales else feeds
     try:
         outputs: list[Any] = session.run(None, {k: v for k, v in feeds.items() if k in wanted})
     except Exception as error:
@@ -109,7 +113,8 @@ def run_feeds(session: onnxruntime.InferenceSession, feeds: Feeds) -> list[Any]:
                 f"ONNX Runtime cannot run the model on these inputs: {_one_line(error)}"
             ) from error
         raise
-    return outputs
+    names = [output.name for output in session.get_outputs()] if scales else []
+    return dequantized(names, outputs, scales) if scales else outputs
 
 
 def optimized_graph(model: ir.Model) -> ir.Model:

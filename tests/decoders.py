@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgec.passes import Cleanup, Context, Fuse
-from edgec.passes.execution import open_session
+from edgec.passes.execution import open_session, run_feeds
 from edgec.targets import load_target
 
 if TYPE_CHECKING:
@@ -180,8 +180,7 @@ def converse(
         new = ids.shape[1]
         positions = np.where(shown == 1, shown.cumsum(axis=1) - 1, 1)[:, -new:]
         feeds = {"input_ids": ids, "attention_mask": shown, "position_ids": positions, **past}
-        outputs = session.run(None, {k: v for k, v in feeds.items() if k in wanted})
-        values = dict(zip(names, outputs, strict=True))
+        values = dict(zip(names, run_feeds(session, feeds), strict=True))
         past = {name: values[name.replace("past_key_values", "present")] for name in past}
         found.append((shown[:, -new:] == 1, values["logits"], past))
     return found

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from edgec_runtime.errors import BundleError, suggestion
 from edgec_runtime.generation import ENCODER, MAIN, Generation, check_generation
+from edgec_runtime.integer_cache import DTYPE as INTEGERS
 from edgec_runtime.state import StatePair, check_state
 
 FORMAT_VERSION = 1
@@ -215,18 +216,31 @@ class Manifest:
 
     @property
     def inputs(self) -> tuple[Value, ...]:
-        """Of the whole model: the encoder's, if it has one, and those of main that are left."""
+        """Of the whole model: the encoder's, if it has one, and those of main that are left.
+
+        As a caller sees them: a cache of integers is float32.
+        """
+        main = self._called(self.graphs[MAIN].inputs)
         encoder = self.graphs.get(ENCODER)
         if encoder is None:
-            return self.graphs[MAIN].inputs
+            return main
         given = {value.name for value in encoder.outputs}
-        rest = (value for value in self.graphs[MAIN].inputs if value.name not in given)
-        return (*encoder.inputs, *rest)
+        return (*encoder.inputs, *(value for value in main if value.name not in given))
 
     @property
     def outputs(self) -> tuple[Value, ...]:
-        """Of the whole model."""
-        return self.graphs[MAIN].outputs
+        """Of the whole model, as a caller sees them."""
+        return self._called(self.graphs[MAIN].outputs)
+
+    def _called(self, values: tuple[Value, ...]) -> tuple[Value, ...]:
+        pairs = () if self.generation is None else self.generation.pairs
+        caches = {name for pair in pairs for name in (pair.past, pair.present)}
+        return tuple(
+            dataclasses.replace(value, dtype="float32")
+            if value.name in caches and value.dtype == INTEGERS
+            else value
+            for value in values
+        )
 
     def to_json(self) -> bytes:
         """Canonical JSON: sorted keys, no spaces, UTF-8. Raises BundleError for a NaN."""

@@ -48,6 +48,7 @@ class Reader:
         inputs = {value.name: value.dtype for value in model.inputs}
         plain = (generation.ids, generation.mask, generation.positions)
         self._dtypes = {name: inputs[name] for name in plain if name is not None}
+        self._shown = np.zeros((len(lengths), 0), bool)  # of the mask, longer than needed
 
     def read(self, prompts: Sequence[Sequence[int]]) -> Array:
         """Scores behind the prompts; one prompt is read in chunks, from where the cache ends."""
@@ -66,15 +67,23 @@ class Reader:
 
     def _run(self, tokens: Array) -> None:
         generation, cache, new = self._generation, self._cache, tokens.shape[1]
-        places = np.arange(cache.length + new) - self._padding  # [batch, past + new]
-        feeds = {generation.ids: tokens}
+        self._bind(generation.ids, tokens)
         if generation.mask is not None:
-            feeds[generation.mask] = places >= 0
+            self._bind(generation.mask, self._mask(generation.mask, cache.length + new))
         if generation.positions is not None:
-            feeds[generation.positions] = np.where(places < 0, 1, places)[:, cache.length :]
-        for name, array in feeds.items():
-            self._binding.bind_cpu_input(name, np.ascontiguousarray(array, self._dtypes[name]))
+            places = np.arange(cache.length, cache.length + new) - self._padding
+            self._bind(generation.positions, np.where(places < 0, 1, places))
         self._binding.bind_output(generation.logits)
         cache.bind(self._binding)
         self._model.run_bound(self._binding)
         cache.advance(self._binding, new)
+
+    def _bind(self, name: str, array: Array) -> None:
+        self._binding.bind_cpu_input(name, np.ascontiguousarray(array, self._dtypes[name]))
+
+    def _mask(self, name: str, length: int) -> Array:
+        """Whether each position is no padding, [batch, length]; more is kept for later."""
+        if length > self._shown.shape[1]:
+            places = np.arange(2 * length) - self._padding
+            self._shown = (places >= 0).astype(self._dtypes[name])
+        return self._shown[:, :length]

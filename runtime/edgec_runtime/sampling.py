@@ -45,12 +45,15 @@ def choose(
     barred: tokens that are no choice.
     Raises EdgecError if the highest score is not finite.
     """
-    scores = scores.astype(np.float32)
-    if not np.isfinite(scores.max()):
+    best = int(scores.argmax())  # a NaN, if there is one
+    if not np.isfinite(scores[best]):
         raise EdgecError(
             "the model gives scores that are not finite for the next token; "
             "build it in a wider number format, or report the prompt to its maker"
         )
+    if settings.temperature == 0 and settings.repetition_penalty == 1 and not barred:
+        return best
+    scores = scores.astype(np.float32)
     if settings.repetition_penalty != 1:
         scores = penalise(scores, seen, settings.repetition_penalty)
     scores[list(barred)] = -np.inf

@@ -30,6 +30,7 @@ from edgec_runtime.errors import EdgecError, InputError
 from edgec_runtime.feeds import Array, check_feeds
 from edgec_runtime.generate import generate as generate_text
 from edgec_runtime.generation import ENCODER
+from edgec_runtime.integer_cache import dequantized, quantized, session_scales
 from edgec_runtime.machine import this_machine
 from edgec_runtime.manifest import Manifest, Value
 from edgec_runtime.open_session import (
@@ -105,6 +106,7 @@ class Model:
         self._threads = threads
         self._process = os.getpid()
         self._names = [value.name for value in self.outputs]
+        self._scales = session_scales(session)
         self._adapter: Adapter | None = None
 
     def __call__(self, /, *arrays: Any, **feeds: Any) -> dict[str, Array]:
@@ -123,7 +125,9 @@ class Model:
         if self._encoder is not None:
             read = [value.name for value in self.manifest.graphs[ENCODER].inputs]
             arrays |= self.encode({name: arrays.pop(name) for name in read})
+        arrays = quantized(arrays, self._scales) if self._scales else arrays
         outputs = self._guarded(lambda options: self._session.run(names, arrays, options))
+        outputs = dequantized(names, outputs, self._scales) if self._scales else outputs
         return dict(zip(names, outputs, strict=True))
 
     def encode(self, feeds: Mapping[str, Array]) -> dict[str, Array]:

@@ -1,0 +1,77 @@
+"""Key-value caches of integers: value = integer x scale, one scale for each channel of a head.
+
+The graph takes and gives int8, and says the scales in its metadata: JSON {name of an input or an
+output: base64 of float32 [heads, size], little-endian}. A loop of steps hands integers from one
+run to the next; whoever calls the model with arrays sees float32.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgec_runtime.errors import BundleError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+Array = np.ndarray[Any, Any]
+Scales = Mapping[str, Array]  # name of an input or output -> float32 [1, heads, 1, size]
+
+METADATA = "edgec.cache_scales"
+DTYPE = "int8"
+_LEAST, _MOST = -128, 127
+
+
+def scales_text(scales: Scales) -> str:
+    """What the metadata says. scales: float32 [1, heads, 1, size]."""
+    texts = {}
+    for name, scale in scales.items():
+        flat = np.ascontiguousarray(scale[0, :, 0], "<f4")
+        texts[name] = [list(flat.shape), base64.b64encode(flat.tobytes()).decode("ascii")]
+    return json.dumps(texts, sort_keys=True, separators=(",", ":"))
+
+
+def scales_of(text: str) -> dict[str, Array]:
+    """The scales that ``scales_text`` wrote. Raises BundleError for another text."""
+    found = {}
+    try:
+        for name, (shape, data) in json.loads(text).items():
+            flat = np.frombuffer(base64.b64decode(data), "<f4").reshape(shape)
+            found[name] = flat.astype(np.float32)[None, :, None]
+    except (ValueError, TypeError, AttributeError, binascii.Error) as error:
+        raise BundleError(f"the graph's metadata '{METADATA}' is damaged: {error}") from error
+    return found
+
+
+def session_scales(session: onnxruntime.InferenceSession) -> dict[str, Array]:
+    """The scales of a session's graph; empty if its caches are no integers."""
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA)
+    return scales_of(text) if text else {}
+
+
+def quantized(feeds: Mapping[str, Array], scales: Scales) -> dict[str, Array]:
+    """The feeds, those float arrays that have scales as integers."""
+    return {
+        name: _integers(array, scales[name])
+        if name in scales and array.dtype.kind == "f"
+        else array
+        for name, array in feeds.items()
+    }
+
+
+def dequantized(names: Sequence[str], arrays: Sequence[Array], scales: Scales) -> list[Array]:
+    """Outputs in the order of their names, those that have scales as float32."""
+    return [
+        array * scales[name] if name in scales else array
+        for name, array in zip(names, arrays, strict=True)
+    ]
+
+
+def _integers(array: Array, scale: Array) -> Array:
+    return np.clip(np.rint(array / scale), _LEAST, _MOST).astype(np.int8)
