@@ -20,6 +20,8 @@ from edgec_runtime.errors import BundleError
 if TYPE_CHECKING:
     import onnxruntime
 
+    from edgec_runtime.manifest import Value
+
 Array = np.ndarray[Any, Any]
 Scales = Mapping[str, Array]  # name of an input or output -> float32 [1, heads, 1, size]
 
@@ -53,6 +55,21 @@ def session_scales(session: onnxruntime.InferenceSession) -> dict[str, Array]:
     """The scales of a session's graph; empty if its caches are no integers."""
     text = session.get_modelmeta().custom_metadata_map.get(METADATA)
     return scales_of(text) if text else {}
+
+
+def check_scales(scales: Scales, values: Sequence[Value]) -> None:
+    """Raise BundleError unless every integer input or output of a cache has its scales.
+
+    values: those of a cache, as the graph has them.
+    """
+    for value in values:
+        scale = scales.get(value.name)
+        expected = (1, value.shape[1], 1, value.shape[3])
+        if value.dtype == DTYPE and (scale is None or scale.shape != expected):
+            raise BundleError(
+                f"the cache '{value.name}' is {DTYPE}, and the graph's metadata '{METADATA}' has "
+                f"no scales {list(expected[1::2])} for it"
+            )
 
 
 def quantized(feeds: Mapping[str, Array], scales: Scales) -> dict[str, Array]:

@@ -232,13 +232,18 @@ class Manifest:
         """Of the whole model, as a caller sees them."""
         return self._called(self.graphs[MAIN].outputs)
 
-    def _called(self, values: tuple[Value, ...]) -> tuple[Value, ...]:
+    @property
+    def caches(self) -> tuple[Value, ...]:
+        """Inputs and outputs of the graph main that are key-value caches, as the graph has them."""
         pairs = () if self.generation is None else self.generation.pairs
-        caches = {name for pair in pairs for name in (pair.past, pair.present)}
+        names = {name for pair in pairs for name in (pair.past, pair.present)}
+        graph = self.graphs[MAIN]
+        return tuple(value for value in (*graph.inputs, *graph.outputs) if value.name in names)
+
+    def _called(self, values: tuple[Value, ...]) -> tuple[Value, ...]:
+        integers = {value.name for value in self.caches if value.dtype == INTEGERS}
         return tuple(
-            dataclasses.replace(value, dtype="float32")
-            if value.name in caches and value.dtype == INTEGERS
-            else value
+            dataclasses.replace(value, dtype="float32") if value.name in integers else value
             for value in values
         )
 
