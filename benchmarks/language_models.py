@@ -34,6 +34,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tests")]
@@ -46,6 +48,7 @@ import edgec  # noqa: E402
 from edgec.machine import cpu_name  # noqa: E402
 
 WINDOW, SHORT, ANSWER = 256, 32, 64  # tokens
+_CHARACTERS, _NEAR = 2_400_000, 600_000  # of text, and of what is judged and calibrated with
 _GRID = ("bits=4", "scheme=asymmetric", "block_size=32", "embedding_bits=4")
 _WIDE = ("bits=4", "scheme=symmetric", "block_size=128", "embedding_bits=4")
 _STARTS = 3
@@ -55,7 +58,7 @@ _STARTS = 3
 class Kind:
     """A row of the table. settings: of quantize-weights, None for float32; quantizer: a peer's.
 
-    recover: settings of the training behind it; there is none without.
+    recover: settings of the training behind it; there is none without. integer_cache: int8.
     """
 
     title: str
@@ -64,12 +67,14 @@ class Kind:
     quantizer: str = ""
     environment: str = ""
     recover: Sequence[str] = ()
+    integer_cache: bool = False
 
 
 # scales and norms alone are trained: integers stay as gptq rounded them
 _SCALES = (
-    *("scale_rate=1e-3", "bias_rate=1e-3", "steps=40", "batch=2", "warmup=0.1", "judgements=2"),
-    *("features=0", "feature_weight=0", "label_weight=0", "splice=false", "threads=2"),
+    *("scale_rate=1e-3", "bias_rate=1e-3", "steps=160", "batch=2", "warmup=0.1", "judgements=4"),
+    *("features=0", "feature_weight=0", "label_weight=0", "splice=false", "precision=bf16"),
+    "threads=2",
 )
 KINDS: Mapping[str, Kind] = {
     "float32": Kind("edgec float32", settings=None),
@@ -78,10 +83,14 @@ KINDS: Mapping[str, Kind] = {
         f"int4-{method}": Kind(f"edgec int4 {method}", settings=(*_GRID, f"method={method}"))
         for method in ("rtn", "clip", "hqq", "awq", "gptq")
     },
+    "int4-gptq-cache": Kind(
+        "edgec int4 gptq, cache int8", settings=(*_GRID, "method=gptq"), integer_cache=True
+    ),
     "int4-recover": Kind(
-        "edgec int4 gptq, scales recovered",
+        "edgec int4 gptq, scales recovered, cache int8",
         settings=(*_GRID, "method=gptq"),
         recover=_SCALES,
+        integer_cache=True,
     ),
     "int4-128-rtn": Kind("edgec int4 rtn, blocks of 128", settings=(*_WIDE, "method=rtn")),
     "int4-128-gptq": Kind("edgec int4 gptq, blocks of 128", settings=(*_WIDE, "method=gptq")),
@@ -111,7 +120,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Text:
-    """Token ids. calibration: a text file of other articles. lessons: a longer one, to train on."""
+    """Token ids. calibration: a text file of other articles. lessons: arrays of more of them."""
 
     windows: Sequence[Sequence[int]]
     calibration: pathlib.Path
@@ -155,17 +164,23 @@ def main() -> None:
 
 
 def running_text(directory: pathlib.Path, work: pathlib.Path, count: int) -> Text:
-    """The first ``count`` windows to judge by, and later ones to calibrate with."""
+    """The first ``count`` windows to judge by, and later articles to calibrate with and learn from.
+
+    Lessons are every third window of all text behind that which windows can be of.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    ids = tokenizer(language.wikipedia(600_000), add_special_tokens=False).input_ids
+    text = language.wikipedia(_CHARACTERS)
+    ids = tokenizer(text[:_NEAR], add_special_tokens=False).input_ids
     windows = [ids[i : i + WINDOW] for i in range(0, count * WINDOW, WINDOW)]
-    texts = {"calibration.txt": 64, "lessons.txt": 160}
-    for name, length in texts.items():
-        later = ids[len(ids) // 2 :][: length * WINDOW]
-        (work / name).write_text(tokenizer.decode(later), encoding="utf-8")
-    return Text(windows, *(work / name for name in texts))
+    calibration, lessons = work / "calibration.txt", work / "lessons.npz"
+    later = ids[len(ids) // 2 :][: 64 * WINDOW]
+    calibration.write_text(tokenizer.decode(later), encoding="utf-8")
+    rest = tokenizer(text[_NEAR // 2 :], add_special_tokens=False).input_ids
+    starts = range(0, len(rest) - WINDOW, 3 * WINDOW)
+    np.savez(lessons, input_ids=np.array([rest[i : i + WINDOW] for i in starts]))
+    return Text(windows, calibration, lessons)
 
 
 def made(
@@ -185,6 +200,7 @@ def _bundle(kind: Kind, directory: pathlib.Path, text: Text, file: pathlib.Path)
         return file
     steps = [] if kind.settings is None else ["quantize-weights"]
     steps += ["recover"] if kind.recover else []
+    steps += ["lower", "quantize-cache"] if kind.integer_cache else ["lower"]
     needs_text = any("gptq" in one or "awq" in one for one in kind.settings or ())
     settings = [f"quantize-weights.{one}" for one in kind.settings or ()]
     settings += [f"recover.{one}" for one in kind.recover]
@@ -193,9 +209,9 @@ def _bundle(kind: Kind, directory: pathlib.Path, text: Text, file: pathlib.Path)
         directory,
         target="x86-64",
         output=file,
-        recipe=",".join(["cleanup", "fuse", *steps, "lower"]),
+        recipe=",".join(["cleanup", "fuse", *steps]),
         settings=settings,
-        calibration=read if needs_text else None,
+        calibration=read if needs_text or kind.integer_cache else None,
         keep_reference=False,
         verify=False,
     )

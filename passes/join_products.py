@@ -1,17 +1,17 @@
-"""Joins weight-only products of one input: one call of the kernel in the place of two or three.
+"""Joins the weight-only products of an attention's queries, keys and values into one call.
 
-    MatMulNBits(x, A) + row               ->  MatMulNBits(x, A, row)
-    MatMulNBits(x, A), MatMulNBits(x, B)  ->  Split(MatMulNBits(x, [A; B]))
+    MatMulNBits(x, A) + row              ->  MatMulNBits(x, A, row)
+    GroupQueryAttention(MatMulNBits(x, Q), MatMulNBits(x, K), MatMulNBits(x, V))
+                                         ->  GroupQueryAttention(MatMulNBits(x, [Q; K; V]))
 
 Rows of integers, scales and zero points are put one behind another, so that every number stays
-as it was. In a decoder these are the queries, keys and values of a layer, which
-GroupQueryAttention takes as they come out of one product, and the two halves of a gated FFN. A
-step of one token spends a good part of its time in calls on small matrices. Measured with
-ONNX Runtime 1.31 on x86-64 with VNNI, one thread, the products of SmolLM2-135M in blocks of 32:
-0.94 of the time with queries, keys and values joined, 0.92 with the halves joined, too; a
-prompt of 256 tokens takes as long as before.
+as it was; the kernel takes the three as they come out of one product. A step of one token
+spends a good part of its time in calls on small matrices. Measured with ONNX Runtime 1.31 on
+x86-64 with VNNI, one thread, the products of SmolLM2-135M in blocks of 32: 0.94 of the time.
 
-Left out: float products, integer products whose rows another node reads (a tied embedding).
+Left out: the two halves of a gated FFN, which would have to be split again (measured in the
+same way: a step takes 1.01 of the time, a prompt of 256 tokens 1.03); float products; integer
+products whose rows another node reads.
 """
 
 from __future__ import annotations
@@ -41,22 +41,6 @@ def join_products(model: ir.Model, context: Context) -> Result:
     for node in list(model.graph):
         if node.op_type == _ATTENTION and node.domain == _CONTRIB:
             changed += _packed(editor, node)
-    for group in _groups(model.graph):
-        outputs = [node.outputs[0] for node in group]
-        joined = _joined(editor, group)
-        sizes = np.array([node.attributes.get_int("N") for node in group], np.int64)
-        parts = editor.before(
-            group[0],
-            "Split",
-            [joined, editor.constant(home(outputs[0]), f"{joined.name}_sizes", sizes)],
-            {"axis": -1},
-            wanted=f"{joined.name}_split",
-            dtypes=[ir.DataType.FLOAT] * len(group),
-            shapes=[value.shape for value in outputs],
-        )
-        for node, part in zip(group, parts, strict=True):
-            editor.replace(node, [part])
-        changed += len(group)
     return Result(model, changed)
 
 
@@ -98,7 +82,7 @@ def _packed(editor: Editor, attention: ir.Node) -> int:
     if len({_format(node) for node in products}) != 1 or _format(products[0]) is None:
         return 0
     first = min(products, key=list(attention.graph or ()).index)
-    joined = _joined(editor, products, at=first)
+    joined = _joined(editor, products, first=first)
     for index, value in enumerate([joined, None, None]):
         attention.replace_input_with(index, value)
     for node in products:
@@ -108,15 +92,6 @@ def _packed(editor: Editor, attention: ir.Node) -> int:
         for value in inputs:
             editor.drop(value)
     return len(products)
-
-
-def _groups(graph: ir.Graph) -> list[list[ir.Node]]:
-    """Products that can be joined, each group in the order of the graph."""
-    found: dict[tuple[object, ...], list[ir.Node]] = {}
-    for node in graph:
-        if (key := _format(node)) is not None:
-            found.setdefault(key, []).append(node)
-    return [nodes for nodes in found.values() if len(nodes) > 1]
 
 
 def _format(node: ir.Node) -> tuple[object, ...] | None:
@@ -129,9 +104,8 @@ def _format(node: ir.Node) -> tuple[object, ...] | None:
     return (required(node, 0), *(node.attributes.get_int(name, 0) for name in _ALIKE))
 
 
-def _joined(editor: Editor, group: Sequence[ir.Node], *, at: ir.Node | None = None) -> ir.Value:
-    """The result of one product in the place of several. at: the first of them in the graph."""
-    first = group[0] if at is None else at
+def _joined(editor: Editor, group: Sequence[ir.Node], *, first: ir.Node) -> ir.Value:
+    """The result of one product in the place of several. first: of them in the graph."""
     graph = home(first.outputs[0])
     stem = f"{label(first)}_joined"
     bits, k = first.attributes.get_int("bits"), first.attributes.get_int("K")
