@@ -50,6 +50,18 @@ def test_products_with_int8_activations_may_cost_more_than_other_kernels_and_say
         outlier(1000.0)
 
 
+def test_a_target_that_rounds_nothing_is_compared_with_what_rounds_nothing():
+    weight = graphs.weight(128, 64)
+    weight[0] = 0.0
+    model = graphs.graph(
+        "g (float[n, 128] x) => (float[n, 64] y) { y = MatMul(x, w) }", {"w": weight}
+    )
+    feeds = {"x": graphs.feed(4, 128)}
+    feeds["x"][:, 0] = 1000.0  # ONNX Runtime's own product spends its levels on what is left out
+    _, lowered = run_passes((QuantizeWeights(), Lower()), graphs.context(model, "web"), [feeds])
+    assert lowered.result.changed == 1 and lowered.sqnr_db > 35  # 8-bit weights lose no more
+
+
 def test_recipes_that_were_tried_are_named_by_what_tells_them_apart():
     assert _told_apart(("cleanup", "fuse", "quantize-static", "lower")) == "quantize-static"
     assert _told_apart(("cleanup", "fuse", "lower")) == "float32"
