@@ -289,6 +289,12 @@ def test_perplexity_is_that_of_transformers_on_the_same_windows(built: Built) ->
     assert built.report.agreement_rule == "same next token" and built.report.agreement == 1.0
 
 
+def test_without_data_float32_loses_nothing(llama: pathlib.Path, tmp_path: Any) -> None:
+    report = build(llama, tmp_path / "b.edgec", recipe="cleanup,fuse,lower")
+    assert report.samples == 2  # a step and a prompt, no made-up past of a padded row
+    assert report.sqnr_db > 80  # where the kernel rotates keys, such a row alone leaves 20 dB
+
+
 @pytest.mark.slow
 def test_by_default_a_decoder_has_weights_of_8_bits(built: Built, tmp_path: Any) -> None:
     report = build(
