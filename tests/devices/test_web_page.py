@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 import tiny_language
 import torch
@@ -19,6 +20,7 @@ import edgec
 import edgec_runtime
 from edgec.devices.check import Samples, verify_on
 from edgec.errors import SourceError
+from edgec_runtime.bundle import read_bundle
 from edgec_runtime.golden import sqnr_db
 
 sys.path.append(str(web_page.ROOT / "examples"))
@@ -133,3 +135,26 @@ def test_attention_is_right_on_webgpu(tmp_path: pathlib.Path) -> None:
     assert verdict.status == "passed", verdict.reason
     assert verdict.judgement is not None
     assert verdict.judgement.sqnr_db > 60  # 2 dB with the kernel MultiHeadAttention
+
+
+@pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
+def test_quantized_rows_are_right_on_webgpu(tmp_path: pathlib.Path, scheme: str) -> None:
+    torch.manual_seed(0)
+    ids, bundle = torch.arange(0, 320, 5).reshape(4, 16), tmp_path / "table.edgec"
+    edgec.build(
+        edgec.Source(torch.nn.Embedding(320, 64).eval(), (ids,), input_names=("ids",)),
+        target="web",
+        output=bundle,
+        recipe="cleanup,quantize-weights,lower",
+        settings=[
+            f"quantize-weights.{one}" for one in ("bits=4", "embedding_bits=4", f"scheme={scheme}")
+        ],
+        verify=False,
+        keep_reference=False,  # compared with the bundle on this machine
+    )
+    graph = onnx.load_from_string(read_bundle(bundle).graph()).graph
+    assert "GatherBlockQuantized" in {node.op_type for node in graph.node}
+    [verdict] = verify_on(bundle, ["chromium-webgpu"], Samples(({"ids": ids.numpy()},), 1))
+    assert verdict.status == "passed", verdict.reason
+    assert verdict.judgement is not None
+    assert verdict.judgement.sqnr_db > 100  # a product and a sum a number: nothing to round apart
