@@ -2,9 +2,9 @@
  * A page that talks with a language model: the words appear as they are written.
  *
  * The model runs in a worker (chat_worker.mjs), so that the page stays alive meanwhile. After
- * every answer the document gets the event "answered": text, tokens, reason and seconds, and how
- * many pieces came, in its detail; or the error. ?max_new_tokens=N in the page's address: of an
- * answer, 512 if it says nothing.
+ * every answer the document gets the event "answered": text, tokens, reason, seconds (first: those
+ * to the first piece), and how many pieces came, in its detail; or the error. ?max_new_tokens=N in
+ * the page's address: of an answer, 512 if it says nothing.
  */
 
 const [conversation, form, prompt, send, stop, status, facts] = [
@@ -38,7 +38,7 @@ const heard = {
     allow(true);
     const { text, pieces } = answer;
     answer = null;
-    tell({ text, tokens, reason, seconds, pieces });
+    tell({ text, tokens, reason, seconds, first, pieces });
   },
   failed({ message, fatal }) {
     status.textContent = message;
