@@ -4,6 +4,7 @@
 
 As many threads as cores. Reads a JSON request a line from standard input, answers with one a line:
     {"do": "score", "windows": [[id, ...], ...]} -> {"nll": sum, "scored": tokens}
+    {"do": "choose", "prompt": [id, ...], "choices": [[id, ...], ...]} -> {"nll": one a choice}
     {"do": "time", "prompt": [id, ...], "tokens": N} -> {"ms": wall, "ids": the greedy answer}
     {"do": "memory"}                              -> {"peak_mb": of the process so far}
 The first token of a window is not scored. An error is answered as {"error": "..."}.
@@ -188,12 +189,34 @@ def score(engine: Engine, windows: Sequence[Sequence[int]]) -> dict[str, Any]:
     """Negative log likelihood in nats, summed over all tokens but the first of each window."""
     total, scored = 0.0, 0
     for ids in windows:
-        logits = np.asarray(engine.scores(ids), np.float64)[:-1]
-        top = logits.max(1, keepdims=True)
-        normal = top[:, 0] + np.log(np.exp(logits - top).sum(1))
-        total += float((normal - logits[np.arange(len(logits)), ids[1:]]).sum())
+        logits = engine.scores(ids)[:-1]
+        total += _nll(logits, ids[1:])
         scored += len(logits)
     return {"nll": total, "scored": scored}
+
+
+def choose(
+    engine: Engine, prompt: Sequence[int], choices: Sequence[Sequence[int]]
+) -> dict[str, Any]:
+    """Negative log likelihood in nats of each choice behind the prompt.
+
+    Choices of one token are all scored by the same run.
+    """
+    logits = np.empty(0)
+    found: dict[int, float] = {}
+    for i, choice in sorted(enumerate(choices), key=lambda one: -len(one[1])):  # short ones last
+        if not found or len(choice) > 1:
+            logits = engine.scores([*prompt, *choice[:-1]])[len(prompt) - 1 :]
+        found[i] = _nll(logits[: len(choice)], choice)
+    return {"nll": [found[i] for i in range(len(choices))]}
+
+
+def _nll(logits: np.ndarray[Any, Any], ids: Sequence[int]) -> float:
+    """Of the ids, each by its row of logits [len(ids), vocabulary]."""
+    exact = np.asarray(logits, np.float64)
+    top = exact.max(1, keepdims=True)
+    normal = top[:, 0] + np.log(np.exp(exact - top).sum(1))
+    return float((normal - exact[np.arange(len(exact)), ids]).sum())
 
 
 def timed(engine: Engine, prompt: Sequence[int], tokens: int) -> dict[str, Any]:
@@ -215,6 +238,7 @@ def memory(engine: Engine) -> dict[str, Any]:
 
 DEEDS: Mapping[str, Callable[..., dict[str, Any]]] = {
     "score": score,
+    "choose": choose,
     "time": timed,
     "memory": memory,
 }
