@@ -108,7 +108,8 @@ def built(work: pathlib.Path) -> pathlib.Path:
 
     work.mkdir(parents=True, exist_ok=True)
     directory = language.smollm2_directory(work / "smollm2")
-    text = language_models.Text([], work / "unused.txt")
+    unused = work / "unused"  # a row of rtn reads no text
+    text = language_models.Text([], unused, unused)
     return language_models.made("int4-rtn", directory, text, work, Peers(work, "0"))
 
 
