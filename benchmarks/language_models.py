@@ -70,9 +70,10 @@ class Kind:
     integer_cache: bool = False
 
 
-# scales and norms alone are trained: integers stay as gptq rounded them
+# scales and norms alone are trained: integers stay as gptq rounded them. Rates and steps were
+# chosen on articles between those that are judged and those that are learned from
 _SCALES = (
-    *("scale_rate=1e-3", "bias_rate=1e-3", "steps=160", "batch=2", "warmup=0.1", "judgements=4"),
+    *("scale_rate=2e-3", "bias_rate=1e-3", "steps=320", "batch=2", "warmup=0.1", "judgements=4"),
     *("features=0", "feature_weight=0", "label_weight=0", "splice=false", "precision=bf16"),
     "threads=2",
 )
