@@ -208,6 +208,29 @@ def test_what_is_kept_does_not_grow_with_the_number_of_samples(count, monkeypatc
     assert len(given) < 256 or len(rows["h"]) < len(given)
 
 
+def test_a_channel_that_is_silent_on_the_calibration_data_may_speak_later():
+    """Behind Gelu: thousandths on the data there is, as large as the others on what comes."""
+    model = graphs.graph(
+        "gelu (float[n, 9, 48] x) => (float[n, 9, 48] y) { [down] y = MatMul (x, w) }",
+        {"w": graphs.weight(48, 48)},
+    )
+    given, coming = samples(8, 100), samples(8, 500)
+    for feeds in given:
+        feeds["x"][..., 5:20] *= 1e-3
+        feeds["x"][..., 30] *= 80
+    for feeds in coming:
+        feeds["x"][..., 30] *= 80
+    result = smooth(model, calibration=given)
+    assert result.changed == 1
+    context = graphs.context(model)
+    db = []
+    for one in (model, result.model):
+        int8 = QuantizeDynamic(min_weights=100).run(one.clone(), context).model
+        runs = [(graphs.run(model, **f)[0], graphs.run(int8, **f)[0]) for f in coming]
+        db.append(sqnr_db(*(np.concatenate(side) for side in zip(*runs, strict=True))))
+    assert db[1] > db[0]  # divided by what was seen of them, it loses 9 dB instead
+
+
 @pytest.mark.parametrize(
     ("nodes", "reason"),
     [
