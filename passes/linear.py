@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from edgec.passes.matching import is_op, sole_user, with_new_numbers
+from edgec.passes.matching import is_op, remove_unused, sole_user, with_new_numbers
 from edgec.passes.weights import Array, Refused, constant, float_weight
 
 LINEAR_OPS = ("Conv", "Gemm", "MatMul")
@@ -142,6 +142,7 @@ def set_constant(node: ir.Node, index: int, array: Array) -> None:
     value = node.inputs[index]
     assert value is not None
     node.replace_input_with(index, with_new_numbers(value, array.astype(np.float32)))
+    remove_unused(value.producer())  # a Transpose of a table that others read
 
 
 def is_row(value: ir.Value | None, channels: int) -> bool:

@@ -309,3 +309,30 @@ def test_a_factor_that_broadcasts_over_the_channels_is_no_source():
     assert result.changed == 1  # by the other factor
     x = graphs.feed(9, 48)
     assert sqnr_db(graphs.run(model, x=x)[0], graphs.run(result.model, x=x)[0]) > 100
+
+
+def test_a_tied_output_layer_leaves_no_float_table_behind():
+    """Scaled for its product alone, the layer has numbers of its own; the table becomes int8."""
+    model = graphs.graph(
+        """tied (int64[n, 9] ids) => (float[n, 9, 300] y) {
+            e = Gather (table, ids)
+            h = LayerNormalization <axis = -1> (e, gamma, beta)
+            w = Transpose <perm = [1, 0]> (table)
+            [head] y = MatMul (h, w)
+        }""",
+        {
+            "table": graphs.weight(300, 48),
+            "gamma": graphs.feed(48),
+            "beta": graphs.feed(48, seed=2),
+        },
+    )
+    ids = [{"ids": np.random.default_rng(i).integers(0, 300, (1, 9))} for i in range(8)]
+    smoothed = smooth(model, calibration=ids, alpha=0.5)
+    assert smoothed.changed == 1
+    assert "Transpose" not in graphs.operators(smoothed.model)
+    result = QuantizeDynamic(min_weights=100).run(smoothed.model, graphs.context(model))
+    assert result.changed == 2  # the product and the table
+    large = [
+        v for v in result.model.graph.initializers.values() if v.const_value.size > 48 * 300 - 1
+    ]
+    assert {v.dtype for v in large} == {ir.DataType.INT8}
