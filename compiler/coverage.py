@@ -29,6 +29,7 @@ _INTEGER_NAMES = frozenset(
     | {"MatMulIntegerToFloat", "QAttention", "QGemm"}
 )
 _CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
+_CONTAINERS = frozenset({"If", "Loop", "Scan"})  # what they run has events of its own
 _EIGHT_BITS = frozenset({"int8", "uint8"})
 
 
@@ -56,6 +57,8 @@ def coverage_of(events: Iterable[Mapping[str, Any]]) -> Coverage:
         if event.get("cat") != "Node" or not name.endswith("_kernel_time"):
             continue
         arguments = event["args"]
+        if arguments["op_name"] in _CONTAINERS:
+            continue
         key = (name.removesuffix("_kernel_time"), str(arguments["op_name"]))
         times.setdefault(key, []).append(float(event["dur"]))
         integer[key] = _is_integer(key[1], arguments)

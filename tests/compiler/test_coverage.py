@@ -75,3 +75,10 @@ def test_shares_of_time_leave_the_first_runs_out() -> None:
     # one of three runs of the nodes that began late counts, three of five of the others
     assert found.integer_time_share == round((180 + 10) / (180 + 30 + 20 + 10), 4)
     assert found.conversion_time_share == round(20 / 240, 4)
+
+
+def test_a_loop_counts_by_what_it_runs() -> None:
+    inner = [event("MatMulIntegerToFloat", 10) for _ in range(6)]
+    found = coverage_of(one for _ in range(12) for one in (*inner, event("Scan", 65)))
+    assert [kernel.op for kernel in found.kernels] == ["MatMulIntegerToFloat"]
+    assert found.integer_time_share == 1.0
