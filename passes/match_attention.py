@@ -62,6 +62,13 @@ class Attention:
     merged: Merged | None
     why_not: str
 
+    @property
+    def product(self) -> ir.Node:
+        """The second product, which gives the result."""
+        node = self.result.producer()
+        assert node is not None  # it was matched
+        return node
+
 
 def find_attentions(model: ir.Model) -> tuple[list[Attention], list[Skip]]:
     """All attentions of the main graph, and why the other Softmaxes are none."""

@@ -10,7 +10,8 @@ which ONNX Runtime fuses to DynamicQuantizeMatMul or MatMulIntegerToFloat, and
 
     LSTM(x, W, R) -> LSTM(x, DequantizeLinear(W8), DequantizeLinear(R8))
 
-from which `lower` makes com.microsoft.DynamicQuantizeLSTM. Embedding tables (Gather) become
+from which `lower` makes com.microsoft.DynamicQuantizeLSTM. Attention over many keys becomes int8,
+too, where the target gains by it (integer_attention.py). Embedding tables (Gather) become
 int8 with one scale a row: they are the larger part of a small encoder, and only the rows
 that are looked up are dequantized after `lower`.
 
@@ -37,6 +38,8 @@ import onnx_ir as ir
 
 from edgec.passes.contract import Context, PassError, Result, Skip, Stage
 from edgec.passes.execution import run_values
+from edgec.passes.integer_attention import in_integers, long_attentions, to_integers
+from edgec.passes.match_attention import Attention
 from edgec.passes.weight_storage import (
     CHANNEL_OPS,
     PRODUCT_OPS,
@@ -73,8 +76,9 @@ class QuantizeDynamic:
     name: ClassVar[str] = "quantize-dynamic"
     stage: ClassVar[Stage] = Stage.QUANTIZE
     lossless: ClassVar[bool] = False
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
+    attention: bool = True  # compute attention over many keys in int8 where the target gains by it
     embeddings: bool = True  # store embedding tables in int8, one scale a row
     # smaller weights stay float32: measured, 128 x 128 is where int8 begins to pay
     min_weights: int = 16384
@@ -100,6 +104,13 @@ class QuantizeDynamic:
         nodes.sort(key=lambda node: node.op_type == "Gather")
         skipped: list[Skip] = []
         touched: list[str] = []
+        for match in self._attentions(model, context.target):
+            if label(match.product) in self.skip:
+                skipped.append(Skip(label(match.product), "named in skip"))
+                continue
+            touched.append(match.result.name or "")
+            to_integers(editor, match)
+        nodes = [node for node in nodes if node.graph is not None]
         tables: dict[ir.Value, int] = {}  # table -> bytes in float32
         for node in nodes:
             if not is_candidate(node):
@@ -139,7 +150,12 @@ class QuantizeDynamic:
         opset, editor = opset_of(work), Editor(work)
         rewriter = _Rewriter(editor, WeightStore(editor, opset), context.target)
         pairs: dict[str, tuple[str, str]] = {}  # node -> its output, its twin's
-        for node in list(work.graph):
+        nodes = list(work.graph)
+        for match in self._attentions(work, context.target):
+            if label(match.product) not in self.skip:
+                result = in_integers(editor, match)
+                pairs[label(match.product)] = str(match.result.name), str(result.name)
+        for node in nodes:
             if not is_candidate(node):
                 continue
             attributes, count = list(node.attributes.values()), len(node.outputs)
@@ -158,6 +174,11 @@ class QuantizeDynamic:
             index = next(i for i, output in enumerate(node.outputs) if output.name)
             pairs[label(node)] = str(node.outputs[index].name), str(twin.outputs[index].name)
         return _sqnr_of_pairs(work, pairs, context)
+
+    def _attentions(self, model: ir.Model, target: Target) -> list[Attention]:
+        """Those that gain by int8; each is named by the product that gives its result."""
+        keys = target.int8.attention_keys
+        return long_attentions(model, keys) if self.attention and keys else []
 
     def _checked(self, node: ir.Node, opset: int, target: Target) -> Array:
         """The node's float32 weight. Raises Refused where it is not to be converted."""
