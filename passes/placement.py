@@ -154,7 +154,7 @@ def _refusal(node: ir.Node, int8: Int8, quantized: set[ir.Value | None]) -> str:
             return reason
         return "depthwise Conv of a float value: float is as fast on the target"
     if node.op_type not in int8.integer_ops:
-        return f"{node.op_type}: not in static_ops of the target"
+        return f"{node.op_type}: not in static_ops of the target, or not in ops"
     if len([o for o in node.outputs if o.name]) > 1:
         return f"{node.op_type} with {len(node.outputs)} outputs"
     if node.op_type in _ACTIVATIONS:

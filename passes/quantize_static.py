@@ -30,7 +30,7 @@ from edgec.passes.static_choices import chosen_ranges, decided
 from edgec.passes.static_decisions import Decisions, replayed
 from edgec.passes.weight_rounding import Rounding
 from edgec.passes.weights import BLOCK_OPSET, check_skip, label
-from edgec.targets.schema import Int8
+from edgec.targets.schema import Int8, Target
 from edgec_runtime.errors import suggestion
 
 _LEAST_OPSET = 13  # DequantizeLinear with an axis
@@ -56,6 +56,7 @@ class QuantizeStatic:
     # how the range of an activation is chosen; auto: for each the one with the least noise
     ranges: Literal["auto", "minmax", "percentile", "mse", "entropy"] = "auto"
     percentile: float = 99.999  # share of values inside the range, for ranges = "percentile"
+    ops: tuple[str, ...] = ()  # operators to take of those that pay; none: all of them
     skip: tuple[str, ...] = ()  # names of nodes that stay float
     weight_bits: Literal[4, 8] = 8  # 4: half the file, at a cost that recover wins back
     rounding: Rounding = "gptq"  # how weights become integers
@@ -80,7 +81,11 @@ class QuantizeStatic:
 
     def run(self, model: ir.Model, context: Context) -> Result:
         """Insert Q/DQ pairs around everything that pays on the target in integers."""
-        int8 = replace(context.target.int8, weight_bits=self.weight_bits)
+        int8 = replace(
+            context.target.int8,
+            weight_bits=self.weight_bits,
+            static_ops=self._taken(context.target),
+        )
         self._check(model, int8)
         plan = placement.place(model.graph, int8, self.skip)
         if not plan.units:
@@ -112,6 +117,16 @@ class QuantizeStatic:
             unfused,
             found.sensitivity,
         )
+
+    def _taken(self, target: Target) -> tuple[str, ...]:
+        known = target.int8.static_ops
+        for op in self.ops:
+            if op not in known:
+                raise PassError(
+                    f"quantize-static: ops has '{op}', which {target.name} does not compute in "
+                    f"static int8; it has {', '.join(known) or 'none'}{suggestion(op, known)}"
+                )
+        return self.ops or known
 
     def _check(self, model: ir.Model, int8: Int8) -> None:
         opset = model.opset_imports.get("", 0)

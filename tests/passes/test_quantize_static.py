@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 from static_int8 import DEFAULT, array, conv, kernels, quantize, samples, sqnr, target
 
-from edgec.passes import PassError, QuantizeStatic
+from edgec.passes import PassError, QuantizeDynamic, QuantizeStatic
 from edgec.passes.execution import graph_bytes, sqnr_db
 
 NEAREST = QuantizeStatic(ranges="minmax", rounding="nearest", bias_correction=False)
@@ -303,6 +303,26 @@ def test_a_node_named_in_skip_stays_float() -> None:
     result = quantize(model, QuantizeStatic(skip=("fc",)))
     assert ("fc", "named in skip") in [(s.node, s.reason) for s in result.skipped]
     assert "Gemm" in kernels(result.model)
+
+
+def test_ops_leaves_products_to_dynamic_ranges() -> None:
+    """As in encoders of speech, which begin with convolutions."""
+    model, _ = graphs.cnn()
+    result = quantize(model, QuantizeStatic(ops=("Conv",)))
+    assert ("fc", "Gemm: not in static_ops of the target, or not in ops") in [
+        (s.node, s.reason) for s in result.skipped
+    ]
+    both = QuantizeDynamic(min_weights=1).run(result.model.clone(), graphs.context(model)).model
+    assert {"QLinearConv", "DynamicQuantizeMatMul"} <= set(kernels(both))
+    assert not {"Conv", "Gemm", "MatMul"} & set(kernels(both))
+    assert sqnr(model, both) > 25  # as with everything static
+
+
+def test_ops_that_the_target_does_not_compute_are_refused() -> None:
+    model, _ = graphs.cnn()
+    message = "ops has 'Convs', which x86-64 .*; it has Conv, Gemm, MatMul, did you mean 'Conv'"
+    with pytest.raises(PassError, match=message):
+        quantize(model, QuantizeStatic(ops=("Convs",)))
 
 
 def test_a_pair_that_does_not_fuse_is_a_finding() -> None:
