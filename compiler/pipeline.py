@@ -171,8 +171,10 @@ def layer_noise(
         for name in names:
             r, a = expected[name].astype(np.float64), actual[name].astype(np.float64)
             if r.shape == a.shape:
-                signal[name] += float((r * r).sum())
-                noise[name] += float(((r - a) ** 2).sum())
+                finite = np.isfinite(r)  # masked scores are not
+                signal[name] += float(np.square(r[finite]).sum())
+                differs = ~(r == a)
+                noise[name] += float(np.square(r[differs] - a[differs]).sum())
     return tuple(
         Layer(name, producers[name].op_type, _db(signal[name], noise[name])) for name in names
     )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import graphs
+import numpy as np
+import onnx_ir as ir
 import pytest
 
 from edgec.passes import Lower, PassError, QuantizeWeights
 from edgec.passes.reconstruct import Reconstruct
-from edgec.pipeline import run_passes
+from edgec.pipeline import layer_noise, run_passes
 from edgec.recipe import load_recipe
 from edgec.report_format import _told_apart
 
@@ -60,6 +64,25 @@ def test_a_target_that_rounds_nothing_is_compared_with_what_rounds_nothing():
     feeds["x"][:, 0] = 1000.0  # ONNX Runtime's own product spends its levels on what is left out
     _, lowered = run_passes((QuantizeWeights(), Lower()), graphs.context(model, "web"), [feeds])
     assert lowered.result.changed == 1 and lowered.sqnr_db > 35  # 8-bit weights lose no more
+
+
+def test_scores_that_a_mask_hides_are_no_noise():
+    model = graphs.graph(
+        "g (float[n, 64] x) => (float[n, 64] y) { s = MatMul (x, w) m = Add (s, mask) "
+        "y = Softmax <axis = -1> (m) }",
+        {
+            "w": graphs.weight(64, 64),
+            "mask": np.where(np.arange(64) < 40, 0, -np.inf).astype(np.float32),
+        },
+    )
+    for node in model.graph:
+        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    feeds = [{"x": graphs.feed(4, 64)}]
+    [step] = run_passes((QuantizeWeights(min_weights=1),), graphs.context(model), feeds)
+    touched = replace(step, result=replace(step.result, touched=("s", "m")))
+    plain, masked = layer_noise(model, [touched], feeds)
+    assert (plain.name, masked.name) == ("s", "m")
+    assert abs(plain.sqnr_db - masked.sqnr_db) < 1.5  # the same, of 40 of the 64
 
 
 def test_recipes_that_were_tried_are_named_by_what_tells_them_apart():
