@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from edgec_runtime.errors import BundleError
 if TYPE_CHECKING:
     import onnxruntime
 
-    from edgec_runtime.manifest import Value
+    from edgec_runtime.manifest import Manifest, Value
 
 Array = np.ndarray[Any, Any]
 Scales = Mapping[str, Array]  # name of an input or output -> float32 [1, heads, 1, size]
@@ -55,6 +56,23 @@ def session_scales(session: onnxruntime.InferenceSession) -> dict[str, Array]:
     """The scales of a session's graph; empty if its caches are no integers."""
     text = session.get_modelmeta().custom_metadata_map.get(METADATA)
     return scales_of(text) if text else {}
+
+
+def cache_values(manifest: Manifest) -> tuple[Value, ...]:
+    """Inputs and outputs of the graph main that are key-value caches, as the graph has them."""
+    pairs = () if manifest.generation is None else manifest.generation.pairs
+    names = {name for pair in pairs for name in (pair.past, pair.present)}
+    graph = manifest.graphs["main"]
+    return tuple(value for value in (*graph.inputs, *graph.outputs) if value.name in names)
+
+
+def as_called(values: Sequence[Value], manifest: Manifest) -> tuple[Value, ...]:
+    """The values as a caller with arrays sees them: caches of integers are float32."""
+    integers = {value.name for value in cache_values(manifest) if value.dtype == DTYPE}
+    return tuple(
+        dataclasses.replace(value, dtype="float32") if value.name in integers else value
+        for value in values
+    )
 
 
 def check_scales(scales: Scales, values: Sequence[Value]) -> None:

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from edgec_runtime.errors import BundleError, suggestion
 from edgec_runtime.generation import ENCODER, MAIN, Generation, check_generation
-from edgec_runtime.integer_cache import DTYPE as INTEGERS
+from edgec_runtime.integer_cache import as_called
 from edgec_runtime.state import StatePair, check_state
 
 FORMAT_VERSION = 1
@@ -216,11 +216,8 @@ class Manifest:
 
     @property
     def inputs(self) -> tuple[Value, ...]:
-        """Of the whole model: the encoder's, if it has one, and those of main that are left.
-
-        As a caller sees them: a cache of integers is float32.
-        """
-        main = self._called(self.graphs[MAIN].inputs)
+        """Of the whole model, as it is called: the encoder's, if any, and main's that are left."""
+        main = as_called(self.graphs[MAIN].inputs, self)
         encoder = self.graphs.get(ENCODER)
         if encoder is None:
             return main
@@ -230,22 +227,7 @@ class Manifest:
     @property
     def outputs(self) -> tuple[Value, ...]:
         """Of the whole model, as a caller sees them."""
-        return self._called(self.graphs[MAIN].outputs)
-
-    @property
-    def caches(self) -> tuple[Value, ...]:
-        """Inputs and outputs of the graph main that are key-value caches, as the graph has them."""
-        pairs = () if self.generation is None else self.generation.pairs
-        names = {name for pair in pairs for name in (pair.past, pair.present)}
-        graph = self.graphs[MAIN]
-        return tuple(value for value in (*graph.inputs, *graph.outputs) if value.name in names)
-
-    def _called(self, values: tuple[Value, ...]) -> tuple[Value, ...]:
-        integers = {value.name for value in self.caches if value.dtype == INTEGERS}
-        return tuple(
-            dataclasses.replace(value, dtype="float32") if value.name in integers else value
-            for value in values
-        )
+        return as_called(self.graphs[MAIN].outputs, self)
 
     def to_json(self) -> bytes:
         """Canonical JSON: sorted keys, no spaces, UTF-8. Raises BundleError for a NaN."""

@@ -30,7 +30,13 @@ from edgec_runtime.errors import EdgecError, InputError
 from edgec_runtime.feeds import Array, check_feeds
 from edgec_runtime.generate import generate as generate_text
 from edgec_runtime.generation import ENCODER
-from edgec_runtime.integer_cache import check_scales, dequantized, quantized, session_scales
+from edgec_runtime.integer_cache import (
+    cache_values,
+    check_scales,
+    dequantized,
+    quantized,
+    session_scales,
+)
 from edgec_runtime.machine import this_machine
 from edgec_runtime.manifest import Manifest, Value
 from edgec_runtime.open_session import (
@@ -107,7 +113,7 @@ class Model:
         self._process = os.getpid()
         self._names = [value.name for value in self.outputs]
         self._scales = session_scales(session)
-        check_scales(self._scales, bundle.manifest.caches)
+        check_scales(self._scales, cache_values(bundle.manifest))
         self._adapter: Adapter | None = None
 
     def __call__(self, /, *arrays: Any, **feeds: Any) -> dict[str, Array]:
