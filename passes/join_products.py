@@ -10,8 +10,8 @@ spends a good part of its time in calls on small matrices. Measured with ONNX Ru
 x86-64 with VNNI, one thread, the products of SmolLM2-135M in blocks of 32: 0.94 of the time.
 
 Left out: the two halves of a gated FFN, which would have to be split again (measured in the
-same way: a step takes 1.01 of the time, a prompt of 256 tokens 1.03); float products; integer
-products whose rows another node reads.
+same way: a step takes 1.01 of the time, a prompt of 256 tokens 1.03); queries and keys that are
+rotated in front of the kernel; float products; integer products whose rows another node reads.
 """
 
 from __future__ import annotations
