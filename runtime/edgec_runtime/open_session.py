@@ -14,6 +14,7 @@ from edgec_runtime import plugins
 from edgec_runtime.bundle import Bundle
 from edgec_runtime.errors import BundleError, EdgecError, TargetMismatchError
 from edgec_runtime.generation import MAIN
+from edgec_runtime.huge_pages import collapse, private_memory
 from edgec_runtime.machine import Machine
 from edgec_runtime.manifest import Session
 from edgec_runtime.versions import version_matches
@@ -65,6 +66,7 @@ def open_session(
     mapped: bool,
     any_target: bool,
     chosen: Mapping[str, Mapping[str, str]],
+    huge_pages: bool,
     role: str = MAIN,
 ) -> onnxruntime.InferenceSession:
     """The session of the graph of that role; ``load`` explains the other arguments.
@@ -94,6 +96,7 @@ def open_session(
     named = {
         name: {**_provider_options(name, threads), **chosen.get(name, {})} for name in providers
     }
+    before = private_memory() if huge_pages else ()
     try:
         for key, value in config.items():
             options.add_session_config_entry(key, value)
@@ -121,6 +124,8 @@ def open_session(
             f"bundle {bundle.path}: the execution provider '{failed[0]}' is installed but does "
             "not start on this machine; repair its installation, or build for another target"
         )
+    if huge_pages:
+        collapse(before)
     return session
 
 
