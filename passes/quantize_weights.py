@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import ClassVar, Literal
 
 import onnx_ir as ir
@@ -47,13 +48,16 @@ class QuantizeWeights:
     name: ClassVar[str] = "quantize-weights"
     stage: ClassVar[Stage] = Stage.QUANTIZE
     lossless: ClassVar[bool] = False
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     bits: int = 8  # of matrix products: 8, 4, or 3 (8 levels in 4 bits of storage)
     # how products are rounded; auto: gptq with calibration data, clip without, rtn at 8 bits
     method: Literal["auto", "rtn", "clip", "hqq", "awq", "gptq"] = "auto"
     scheme: Literal["symmetric", "asymmetric"] = "symmetric"  # of matrix products
     block_size: int = 0  # weights that share a scale; 0 takes the target's
+    # shell patterns of the names of products whose blocks are twice as long: they run faster and
+    # lose more
+    long_blocks: tuple[str, ...] = ()
     embedding_bits: int = 8  # of embedding tables: 8, or 4 in blocks
     # instead of bits: 4 or 8 for each product by what it loses, this many on average with scales
     bits_per_weight: float = 0.0
@@ -96,6 +100,7 @@ class QuantizeWeights:
         nodes = list(model.graph.all_nodes())
         check_skip(self.name, self.skip, nodes)
         plan = self._plan(model, context, {})
+        self._check_patterns(plan)
         widths = self._widths(plan, model, context)
         plan = self._plan(model, context, widths)
         if context.lock:
@@ -149,7 +154,17 @@ class QuantizeWeights:
         size = self.block_size or context.target.int4.block_size
         products = Scheme(self._fewest_bits, symmetric, size)
         tables = Scheme(4, symmetric, size) if self.embedding_bits == 4 else None
-        return Wishes(products, tables, self.min_weights, self.skip)
+        return Wishes(products, tables, self.min_weights, self.skip, self.long_blocks)
+
+    def _check_patterns(self, plan: Plan) -> None:
+        """Raise PassError for one that no product has."""
+        names = [label(node) for matrix in plan.matrices for node in matrix.products]
+        for pattern in self.long_blocks:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise PassError(
+                    f"quantize-weights: long_blocks has '{pattern}', the name of no product that "
+                    f"is stored in blocks{suggestion(pattern, names)}"
+                )
 
     def _width(self, plan: Plan) -> str:
         if not self.bits_per_weight:

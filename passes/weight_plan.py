@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
@@ -33,12 +34,22 @@ _LEAST_BLOCK = 16
 
 @dataclass(frozen=True)
 class Wishes:
-    """What is wanted. tables: None stores embedding tables by row, in a form of their own."""
+    """What is wanted. tables: None stores embedding tables by row, in a form of their own.
+
+    long_blocks: shell patterns of the names of products whose blocks are twice as long.
+    """
 
     products: Scheme
     tables: Scheme | None
     min_weights: int
     skip: tuple[str, ...]
+    long_blocks: tuple[str, ...] = ()
+
+    def product(self, node: ir.Node) -> Scheme:
+        """What is wanted of the matrix of a product."""
+        if any(fnmatchcase(label(node), pattern) for pattern in self.long_blocks):
+            return replace(self.products, block_size=2 * self.products.block_size)
+        return self.products
 
 
 @dataclass(frozen=True)
@@ -111,7 +122,7 @@ class _Planner:
         if node.graph is not self.model.graph:
             # its fusion of DequantizeLinear looks for the weight in the branch alone
             raise Refused("ONNX Runtime cannot load block-wise weights inside a branch")
-        value, scheme = required(node, 1), self.wishes.products
+        value, scheme = required(node, 1), self.wishes.product(node)
         root, root_axis = _root(value, axis)
         tables = _tables(root)
         if tables:
@@ -124,7 +135,7 @@ class _Planner:
                     f"table '{root.name}' and the output layer that shares it are stored apart: "
                     f"{reason}"
                 )
-                scheme = self.wishes.products
+                scheme = self.wishes.product(node)
         self._join(node, value, axis, scheme)
 
     def _table(self, node: ir.Node) -> None:

@@ -57,6 +57,28 @@ def test_block_size_comes_from_the_target():
     assert sizes == [128, 32]
 
 
+def test_products_whose_names_match_have_blocks_twice_as_long():
+    model, feeds = graphs.mlp()
+    result = quantized(model, bits=4, block_size=32, long_blocks=("*2",))
+    sizes = {
+        name: dequantize_node(result.model, name).attributes.get_int("block_size")
+        for name in ("fc1", "fc2")
+    }
+    assert sizes == {"fc1": 32, "fc2": 64}
+    alike = quantized(model, bits=4, block_size=64).model
+    ours, theirs = (dequantize_node(m, "fc2").inputs[:2] for m in (result.model, alike))
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(mine.const_value.numpy(), other.const_value.numpy())
+    (reference,), (actual,) = graphs.run(model, **feeds), graphs.run(result.model, **feeds)
+    assert sqnr_db(reference, actual) > 18
+
+
+def test_a_pattern_that_names_no_product_is_refused():
+    model, _ = graphs.mlp()
+    with pytest.raises(PassError, match="long_blocks has 'fc3', the name of no product.*'fc2'"):
+        quantized(model, bits=4, long_blocks=("fc*", "fc3"))
+
+
 def test_convolutions_stay_in_eight_bits_with_a_scale_a_channel():
     model, feeds = graphs.cnn()
     result = quantized(model, bits=4, min_weights=0)
