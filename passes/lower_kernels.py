@@ -4,7 +4,8 @@ MatMulNBits takes unsigned 4- or 8-bit weights [out, blocks, bytes a block], pad
 blocks, with one float scale a block and an optional packed zero point (default: the middle
 of the range). GatherBlockQuantized looks up rows of the same storage, so that an embedding
 table and the output layer that shares it stay one. DynamicQuantizeLSTM takes W and R
-transposed, int8, one scale a gate row. A weight that several nodes share is packed once.
+transposed, int8, one scale a gate row or one a direction. A weight that several nodes share is
+packed once.
 """
 
 from __future__ import annotations
@@ -287,7 +288,7 @@ class Kernels:
         key = (weight.value, "gates")
         if key not in self._packed:
             graph, name = home(weight.value), weight.value.name
-            shape = weight.values.shape[:2]
+            shape = weight.values.shape[: 1 if weight.axis == 0 else 2]
             self._packed[key] = [
                 self.editor.constant(graph, f"{name}_gates", weight.values.transpose(0, 2, 1)),
                 self.editor.constant(graph, f"{name}_gate_scale", weight.scale.reshape(shape)),
@@ -302,8 +303,9 @@ def _check_gates(weight: Integers) -> None:
     by_row = (weight.axis == 1 and directions == 1 and not weight.block_size) or (
         weight.axis == 2 and weight.block_size == ins
     )
-    if not by_row or not weight.is_symmetric() or weight.value.dtype != ir.DataType.INT8:
-        raise Refused("its weights are not symmetric int8 with one scale a row")
+    known = by_row or (weight.axis == 0 and not weight.block_size)
+    if not known or not weight.is_symmetric() or weight.value.dtype != ir.DataType.INT8:
+        raise Refused("its weights are not symmetric int8 with one scale a row or direction")
 
 
 def _columns(node: ir.Node) -> int:

@@ -76,7 +76,7 @@ class QuantizeDynamic:
     name: ClassVar[str] = "quantize-dynamic"
     stage: ClassVar[Stage] = Stage.QUANTIZE
     lossless: ClassVar[bool] = False
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     attention: bool = True  # compute attention over many keys in int8 where the target gains by it
     embeddings: bool = True  # store embedding tables in int8, one scale a row
@@ -228,7 +228,7 @@ class _Rewriter:
         elif node.op_type == "LSTM":
             if node.attributes.get_int("layout", 0) != 0:
                 raise Refused("its layout is batch first, which the int8 kernel has not")
-            self.store.recurrent(node, bits=self._bits())
+            self.store.recurrent(node, bits=self._bits(), few_scales=True)
         else:
             self._product(node)
 

@@ -29,10 +29,12 @@ from edgec.passes.weights import (
     quantize_channels,
     required,
 )
+from edgec_runtime.golden import sqnr_db
 
 CHANNEL_OPS = ("Conv", "ConvTranspose")
 PRODUCT_OPS = ("Gemm", "MatMul")
 RECURRENT_OPS = ("GRU", "LSTM", "RNN")
+_ENOUGH_DB = 35.0  # of rounded recurrent weights: about that of the states that they multiply
 
 
 @dataclass
@@ -80,12 +82,18 @@ class WeightStore:
             )
         self._feed(node, 1, stored, {"axis": 0})
 
-    def recurrent(self, node: ir.Node, *, bits: int = 8) -> None:
+    def recurrent(self, node: ir.Node, *, bits: int = 8, few_scales: bool = False) -> None:
         """LSTM, GRU or RNN: W and R as int8 with one scale for each row of a gate.
 
         W: [directions, gates * hidden, input], R: [directions, gates * hidden, hidden].
+        few_scales: one for all rows of R, by which an int8 kernel runs faster, where that
+        rounds well enough.
         """
         weights = {index: float_weight(required(node, index), rank=3) for index in (1, 2)}
+        if few_scales:
+            quantized = quantize_channels(weights[2], (0,), bits=bits)
+            if sqnr_db(weights[2], quantized.values * quantized.scale[:, None, None]) >= _ENOUGH_DB:
+                self._channels(node, 2, weights.pop(2), axis=0, bits=bits)
         if weights[1].shape[0] == 1:
             for index, weight in weights.items():
                 self._channels(node, index, weight, axis=1, bits=bits)

@@ -118,12 +118,36 @@ def test_reduced_range_and_unsigned_weights_follow_the_target():
 @pytest.mark.parametrize("directions", [1, 2])
 def test_lstm_reads_int8_weights_with_a_scale_for_each_row(directions):
     model, feeds = graphs.lstm(directions)
+    weights = model.graph.initializers
+    uneven = weights["r"].const_value.numpy().copy()
+    uneven[:, 0] *= 20  # its scale would leave the other rows few integers
+    weights["r"].const_value = ir.tensor(uneven)
     result = quantized(model)
     assert result.changed == 1
+    scales = {v.name: v.const_value.numpy().size for v in result.model.graph.initializers.values()}
+    assert scales["w_scale"] == scales["r_scale"] == directions * 128
     for reference, actual in zip(
         graphs.run(model, **feeds), graphs.run(result.model, **feeds), strict=True
     ):
         assert sqnr_db(reference, actual) > 38
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+def test_recurrent_rows_that_are_alike_have_one_scale_a_direction(directions):
+    model, feeds = graphs.lstm(directions)
+    weights = model.graph.initializers["r"].const_value.numpy()
+    result = quantized(model).model
+    scales = {v.name: v.const_value.numpy() for v in result.graph.initializers.values()}
+    np.testing.assert_array_equal(
+        scales["r_scale"], np.abs(weights).max(axis=(1, 2)) / np.float32(127)
+    )
+    assert scales["w_scale"].size == directions * 128
+    lowered = Lower().run(result.clone(), graphs.context(model)).model
+    assert graphs.operators(lowered) == ["DynamicQuantizeLSTM"]
+    for reference, actual in zip(
+        graphs.run(result, **feeds), graphs.run(lowered, **feeds), strict=True
+    ):
+        assert sqnr_db(reference, actual) > 38  # activations in 8 bits
 
 
 def test_embedding_is_stored_in_int8_by_default_and_can_stay():
