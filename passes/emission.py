@@ -129,12 +129,15 @@ def _parameters(
     plan: Placement, spans: Mapping[str, Range], int8: Int8
 ) -> dict[ir.Value, qdq.Parameters]:
     bounds = {unit.output: unit.bounds for unit in plan.units}
-    return {
-        value: qdq.activation_parameters(
-            spans[name_of(value)], int8.activation, inside=bounds.get(value)
-        )
-        for value in plan.calibrated
-    }
+    factors = plan.multiplied
+    found = {}
+    for value in plan.calibrated:
+        span, dtype = spans[name_of(value)], int8.activation
+        if value in factors:
+            found[value] = qdq.factor_parameters(span, dtype)
+        else:
+            found[value] = qdq.activation_parameters(span, dtype, inside=bounds.get(value))
+    return found
 
 
 def _folds(

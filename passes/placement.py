@@ -2,11 +2,12 @@
 
 ONNX Runtime turns DequantizeLinear -> op -> QuantizeLinear into an integer kernel. So a
 computing op of the target with a constant weight is quantized on its inputs, and on its
-output where the kernel needs that (Conv) or where the consumers are quantized anyway. A
-Relu or Clip behind it stays between the op and the QuantizeLinear, which makes it
-redundant. Ops that merely have an integer kernel (residual Add, pooling, reshapes) join in
-where all their inputs are quantized and their result reaches a computing op: so there are
-no Q/DQ pairs around float islands (HardSwish, LayerNorm, Softmax).
+output where the kernel needs that (Conv) or where the consumers are quantized anyway.
+Where products of two activations pay, they are quantized on both inputs likewise. A Relu
+or Clip behind an op stays between it and the QuantizeLinear, which makes it redundant. Ops that
+merely have an integer kernel (residual Add, pooling, reshapes) join in where all their inputs
+are quantized and their result reaches a computing op: so there are no Q/DQ pairs around float
+islands (HardSwish, LayerNorm, Softmax).
 
 Which ops those are is data of the target; this file knows only how each op kind behaves.
 Left out: subgraphs and functions.
@@ -30,7 +31,7 @@ from edgec.targets.schema import Int8
 _SAME_SCALE = frozenset({"Flatten", "MaxPool", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 _ACTIVATIONS = frozenset({"Clip", "Relu"})  # redundant before a QuantizeLinear that saturates alike
 # number of leading float inputs that are data; the others are shapes and axes
-_DATA_INPUTS = {"Add": 2, "Mul": 2}
+_DATA_INPUTS = {"Add": 2, "MatMul": 2, "Mul": 2}
 _COMPUTING = frozenset({"Conv", "Gemm", "MatMul"})
 _OUTPUT_OPTIONAL = frozenset({"Gemm", "MatMul"})  # have an integer kernel with float output
 
@@ -39,7 +40,8 @@ _OUTPUT_OPTIONAL = frozenset({"Gemm", "MatMul"})  # have an integer kernel with 
 class Unit:
     """A node that runs in integers, with the activation function behind it, if any.
 
-    output: the last value of the unit. bounds: what the activation function limits it to.
+    output: the last value of the unit. computing: it has a constant weight. bounds: what the
+    activation function limits its output to.
     """
 
     node: ir.Node
@@ -56,6 +58,11 @@ class Unit:
         if self.node.op_type == "Concat":
             count = len(self.node.inputs)
         return tuple((i, _input(self.node, i)) for i in range(count))
+
+    @property
+    def multiplies_activations(self) -> bool:
+        """True for a product without a weight, as attention has two."""
+        return self.node.op_type == "MatMul" and not self.computing
 
     @property
     def bias(self) -> tuple[ir.Node, int] | None:
@@ -98,6 +105,13 @@ class Placement:
     skipped: tuple[Skip, ...]
 
     @property
+    def multiplied(self) -> frozenset[ir.Value]:
+        """The values whose scale products of two activations read."""
+        products = (unit for unit in self.units if unit.multiplies_activations)
+        read = (value for unit in products for _, value in unit.data)
+        return frozenset(self.scale_of.get(value, value) for value in read)
+
+    @property
     def calibrated(self) -> tuple[ir.Value, ...]:
         """The values whose range has to be known."""
         return tuple(v for v in (*self.inputs, *self.outputs) if v not in self.scale_of)
@@ -116,6 +130,9 @@ def place(graph: ir.Graph, int8: Int8, skip: Sequence[str]) -> Placement:
         for n in graph
         if _computes(n, int8, skip) and (int8.depthwise_pays or not _depthwise(n))
     }
+    for node in graph:
+        if _multiplies_activations(node, int8) and label(node) not in skip:
+            quantized.update(node.inputs)
     inner: set[ir.Node] = set()  # activation functions inside units
     for node in graph:
         if node in inner:
@@ -148,6 +165,8 @@ def _computes(node: ir.Node, int8: Int8, skip: Sequence[str]) -> bool:
 def _refusal(node: ir.Node, int8: Int8, quantized: set[ir.Value | None]) -> str:
     if node.domain not in ("", "ai.onnx"):
         return f"{node.domain}::{node.op_type}: not an op of standard ONNX"
+    if _multiplies_activations(node, int8):
+        return ""
     if node.op_type in int8.static_ops and node.op_type in _COMPUTING:
         reason = _computing_refusal(node, int8)
         if reason or int8.depthwise_pays or not _depthwise(node) or node.inputs[0] in quantized:
@@ -163,6 +182,12 @@ def _refusal(node: ir.Node, int8: Int8, quantized: set[ir.Value | None]) -> str:
     if any(node.inputs[i] is None or value not in quantized for i, value in unit.data):
         return f"{node.op_type}: not all of its inputs are quantized"
     return ""
+
+
+def _multiplies_activations(node: ir.Node, int8: Int8) -> bool:
+    wanted = int8.activation_products and node.op_type == "MatMul"
+    wanted = wanted and "MatMul" in int8.static_ops and node.domain in ("", "ai.onnx")
+    return wanted and all(constant(value) is None for value in node.inputs)
 
 
 def _grouped(node: ir.Node) -> bool:
@@ -237,7 +262,8 @@ def _is_row(bias: Array, count: int) -> bool:
 
 def _unit(node: ir.Node, int8: Int8, skip: Sequence[str]) -> Unit:
     """The node with the activation function behind it, if it can join."""
-    output, computing = node.outputs[0], node.op_type in _COMPUTING
+    output = node.outputs[0]
+    computing = node.op_type in _COMPUTING and not _multiplies_activations(node, int8)
     bounds = None
     if node.op_type not in _SAME_SCALE and not output.is_graph_output():
         uses = list(output.uses())
@@ -271,7 +297,8 @@ def _bounds(node: ir.Node) -> Range | None:
 def _reaching_a_computing_op(candidates: Mapping[ir.Node, Unit]) -> set[ir.Node]:
     kept: set[ir.Node] = set()
     for node, unit in reversed(list(candidates.items())):
-        if unit.computing or any(consumer in kept for consumer, _ in unit.output.uses()):
+        starts = unit.computing or unit.multiplies_activations
+        if starts or any(consumer in kept for consumer, _ in unit.output.uses()):
             kept.add(node)
     return kept
 

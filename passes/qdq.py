@@ -80,6 +80,20 @@ def activation_parameters(
     return Parameters(float(scale), zero_point, dtype)
 
 
+def factor_parameters(span: Range, dtype: ActivationType) -> Parameters:
+    """Scale and zero point of a factor of a product of two activations.
+
+    Kernels take one operand as they take weights: signed, without a zero point; 8 bits of a
+    range without negative numbers (attention's shares) stay unsigned, whose zero point is 0.
+    """
+    if span.low >= 0.0 or dtype not in ("uint8", "int8"):
+        return activation_parameters(span, dtype)
+    scale = np.float32(max(-span.low, span.high) / limits("int8")[1])
+    if scale < np.finfo(np.float32).tiny:
+        scale = np.float32(1.0)
+    return Parameters(float(scale), 0, "int8")
+
+
 def fake_quantized(values: Array, parameters: Parameters) -> Array:
     """float32 values as they come back from a Q/DQ pair."""
     least, greatest = limits(parameters.dtype)

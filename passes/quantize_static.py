@@ -51,7 +51,7 @@ class QuantizeStatic:
     name: ClassVar[str] = "quantize-static"
     stage: ClassVar[Stage] = Stage.QUANTIZE
     lossless: ClassVar[bool] = False
-    version: ClassVar[int] = 7
+    version: ClassVar[int] = 8
 
     # how the range of an activation is chosen; auto: for each the one with the least noise
     ranges: Literal["auto", "minmax", "percentile", "mse", "entropy"] = "auto"

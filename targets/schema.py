@@ -44,6 +44,7 @@ class Int8:
     static_ops: tuple[str, ...] = ()  # computing ops whose QDQ form runs in integers and pays
     integer_ops: tuple[str, ...] = ()  # ops kept integer between quantized ones
     dynamic_ops: tuple[str, ...] = ()  # ops that pay with ranges taken at run time
+    activation_products: bool = False  # a static MatMul of two activations pays in integers
     attention_keys: int = 0  # keys from which attention without a mask pays in integers; 0: never
 
 
