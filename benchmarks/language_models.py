@@ -50,6 +50,8 @@ from edgec.machine import cpu_name  # noqa: E402
 WINDOW, SHORT, ANSWER = 256, 32, 64  # tokens
 _CHARACTERS, _NEAR = 2_400_000, 600_000  # of text, and of what is judged and calibrated with
 _GRID = ("bits=4", "scheme=asymmetric", "block_size=32", "embedding_bits=4")
+# longer blocks of these cost nothing on articles between those that are judged and learned from
+_LONG = ('long_blocks=["*/self_attn/*", "*/gate_proj/*"]',)
 _WIDE = ("bits=4", "scheme=symmetric", "block_size=128", "embedding_bits=4")
 _STARTS = 3
 
@@ -89,7 +91,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "int4-recover": Kind(
         "edgec int4 gptq, scales recovered, cache int8",
-        settings=(*_GRID, "method=gptq"),
+        settings=(*_GRID, *_LONG, "method=gptq"),
         recover=_SCALES,
         integer_cache=True,
     ),
