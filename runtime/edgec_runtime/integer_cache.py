@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +31,7 @@ Scales = Mapping[str, Array]  # name of an input or output -> float32 [1, heads,
 METADATA = "edgec.cache_scales"
 DTYPE = "int8"
 _LEAST, _MOST = -128, 127
+_UNTILED = "ORT_GQA_DISABLE_FLASH_ATTENTION"  # read when a session makes its kernels
 
 
 def scales_text(scales: Scales) -> str:
@@ -64,6 +67,25 @@ def cache_values(manifest: Manifest) -> tuple[Value, ...]:
     names = {name for pair in pairs for name in (pair.past, pair.present)}
     graph = manifest.graphs["main"]
     return tuple(value for value in (*graph.inputs, *graph.outputs) if value.name in names)
+
+
+@contextlib.contextmanager
+def untiled(manifest: Manifest) -> Iterator[None]:
+    """While its session opens: attention over a cache of integers takes whole rows of scores.
+
+    ONNX Runtime (1.31) else computes it by tiles, which read a token slower and, for some lengths
+    of the past, half as slow again: the sums of a tile lie where the scores end, and at times
+    across two pages of memory. What the environment says already stands.
+    """
+    integers = any(value.dtype == DTYPE for value in cache_values(manifest))
+    if not integers or _UNTILED in os.environ:
+        yield
+        return
+    os.environ[_UNTILED] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(_UNTILED, None)
 
 
 def as_called(values: Sequence[Value], manifest: Manifest) -> tuple[Value, ...]:

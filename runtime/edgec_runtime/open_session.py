@@ -15,6 +15,7 @@ from edgec_runtime.bundle import Bundle
 from edgec_runtime.errors import BundleError, EdgecError, TargetMismatchError
 from edgec_runtime.generation import MAIN
 from edgec_runtime.huge_pages import collapse, private_memory
+from edgec_runtime.integer_cache import untiled
 from edgec_runtime.machine import Machine
 from edgec_runtime.manifest import Session
 from edgec_runtime.versions import version_matches
@@ -101,13 +102,14 @@ def open_session(
         for key, value in config.items():
             options.add_session_config_entry(key, value)
         added = [name for name in providers if plugins.add(options, name, named[name])]
-        session = onnxruntime.InferenceSession(
-            bundle.graph(role),
-            options,
-            providers=None if added else list(named.items()),
-            disabled_optimizers=list(settings.disabled_optimizers),
-            enable_fallback=0,  # its fallback prints to stdout
-        )
+        with untiled(bundle.manifest):
+            session = onnxruntime.InferenceSession(
+                bundle.graph(role),
+                options,
+                providers=None if added else list(named.items()),
+                disabled_optimizers=list(settings.disabled_optimizers),
+                enable_fallback=0,  # its fallback prints to stdout
+            )
     except (RuntimeError, ValueError, NotImplementedError, UnicodeError) as error:
         raise BundleError(
             f"bundle {bundle.path}: ONNX Runtime refuses it: {one_line(error)}"

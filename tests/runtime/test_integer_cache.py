@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from language_samples import HEAD_SIZE, HEADS, decoder_graph, section, write_decoder, write_onnx
 from onnx import helper, numpy_helper
@@ -118,3 +120,25 @@ def test_scales_that_are_missing_or_damaged_are_named(
 ) -> None:
     with pytest.raises(BundleError, match=message):
         edgec_runtime.load(write(tmp_path / "b.edgec", metadata))
+
+
+@pytest.mark.parametrize("given", [None, "0"])
+def test_attention_over_integers_is_not_tiled(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, given: str | None
+) -> None:
+    name, seen = "ORT_GQA_DISABLE_FLASH_ATTENTION", []
+    if given is None:
+        monkeypatch.delenv(name, raising=False)
+    else:
+        monkeypatch.setenv(name, given)
+    open_one = onnxruntime.InferenceSession
+
+    def opened(*arguments: Any, **options: Any) -> onnxruntime.InferenceSession:
+        seen.append(os.environ.get(name))
+        return open_one(*arguments, **options)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+    edgec_runtime.load(write(tmp_path / "integer.edgec"))
+    edgec_runtime.load(write_decoder(tmp_path / "float.edgec"))
+    assert seen == [given or "1", given]  # the user's own word stands
+    assert os.environ.get(name) == given
