@@ -102,7 +102,7 @@ def open_session(
         for key, value in config.items():
             options.add_session_config_entry(key, value)
         added = [name for name in providers if plugins.add(options, name, named[name])]
-        with untiled(bundle.manifest):
+        with untiled(bundle.manifest, threads):
             session = onnxruntime.InferenceSession(
                 bundle.graph(role),
                 options,

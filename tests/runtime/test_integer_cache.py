@@ -123,7 +123,7 @@ def test_scales_that_are_missing_or_damaged_are_named(
 
 
 @pytest.mark.parametrize("given", [None, "0"])
-def test_attention_over_integers_is_not_tiled(
+def test_one_thread_attends_to_integers_without_tiles(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, given: str | None
 ) -> None:
     name, seen = "ORT_GQA_DISABLE_FLASH_ATTENTION", []
@@ -138,7 +138,8 @@ def test_attention_over_integers_is_not_tiled(
         return open_one(*arguments, **options)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
-    edgec_runtime.load(write(tmp_path / "integer.edgec"))
-    edgec_runtime.load(write_decoder(tmp_path / "float.edgec"))
-    assert seen == [given or "1", given]  # the user's own word stands
+    for threads in (1, 2):
+        edgec_runtime.load(write(tmp_path / "integer.edgec"), threads=threads)
+    edgec_runtime.load(write_decoder(tmp_path / "float.edgec"), threads=1)
+    assert seen == [given or "1", given, given]  # the user's own word stands
     assert os.environ.get(name) == given
