@@ -63,8 +63,9 @@ def session_scales(session: onnxruntime.InferenceSession) -> dict[str, Array]:
 
 def cache_values(manifest: Manifest) -> tuple[Value, ...]:
     """Inputs and outputs of the graph main that are key-value caches, as the graph has them."""
-    pairs = () if manifest.generation is None else manifest.generation.pairs
-    names = {name for pair in pairs for name in (pair.past, pair.present)}
+    if manifest.generation is None:
+        return ()
+    names = {name for pair in manifest.generation.pairs for name in (pair.past, pair.present)}
     graph = manifest.graphs["main"]
     return tuple(value for value in (*graph.inputs, *graph.outputs) if value.name in names)
 
