@@ -86,8 +86,10 @@ def factor_parameters(span: Range, dtype: ActivationType) -> Parameters:
     Kernels take one operand as they take weights: signed, without a zero point; 8 bits of a
     range without negative numbers (attention's shares) stay unsigned, whose zero point is 0.
     """
-    if span.low >= 0.0 or dtype not in ("uint8", "int8"):
+    if dtype not in ("uint8", "int8"):
         return activation_parameters(span, dtype)
+    if span.low >= 0.0:
+        return activation_parameters(span, "uint8")
     scale = np.float32(max(-span.low, span.high) / limits("int8")[1])
     if scale < np.finfo(np.float32).tiny:
         scale = np.float32(1.0)

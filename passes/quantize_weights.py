@@ -40,6 +40,8 @@ from edgec.passes.weight_storage import CHANNEL_OPS, WeightStore, opset_of
 from edgec.passes.weights import Editor, Refused, check_skip, label
 from edgec_runtime.errors import suggestion
 
+_LONGEST = 256  # block that MatMulNBits takes
+
 
 @dataclass(frozen=True)
 class QuantizeWeights:
@@ -84,6 +86,11 @@ class QuantizeWeights:
             raise PassError(
                 f"quantize-weights: block_size is {size}, expected a power of two from 16, or "
                 "0 for the target's"
+            )
+        if self.long_blocks and size > _LONGEST // 2:
+            raise PassError(
+                f"quantize-weights: block_size is {size}; with long_blocks expected at most "
+                f"{_LONGEST // 2}: kernels take blocks of {_LONGEST}"
             )
         mean = self.bits_per_weight
         if mean and (self.bits == 3 or not FEW < mean <= 2 * MANY):

@@ -90,17 +90,19 @@ class WeightStore:
         rounds well enough.
         """
         weights = {index: float_weight(required(node, index), rank=3) for index in (1, 2)}
+        directions = weights[1].shape[0]
+        if directions > 1 and self.opset < BLOCK_OPSET:
+            raise Refused(f"two directions need opset {BLOCK_OPSET}, the model has {self.opset}")
         if few_scales:
             quantized = quantize_channels(weights[2], (0,), bits=bits)
-            if sqnr_db(weights[2], quantized.values * quantized.scale[:, None, None]) >= _ENOUGH_DB:
+            rounded = quantized.values * quantized.scale[:, None, None]
+            if min(map(sqnr_db, weights[2], rounded)) >= _ENOUGH_DB:
                 self._channels(node, 2, weights.pop(2), axis=0, bits=bits)
-        if weights[1].shape[0] == 1:
+        if directions == 1:
             for index, weight in weights.items():
                 self._channels(node, index, weight, axis=1, bits=bits)
             return
         # one scale for each (direction, row): a block that spans the whole last axis
-        if self.opset < BLOCK_OPSET:
-            raise Refused(f"two directions need opset {BLOCK_OPSET}, the model has {self.opset}")
         for index, weight in weights.items():
             key = f"rows {bits}"
             stored = self._stored.get((required(node, index), key))

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ METADATA = "edgec.cache_scales"
 DTYPE = "int8"
 _LEAST, _MOST = -128, 127
 _UNTILED = "ORT_GQA_DISABLE_FLASH_ATTENTION"  # read when a session makes its kernels
+_OPENING = threading.Lock()  # one session at a time: the environment is the process's
 
 
 def scales_text(scales: Scales) -> str:
@@ -75,19 +77,20 @@ def untiled(manifest: Manifest, threads: int) -> Iterator[None]:
     """While its session opens: one thread attends to a cache of integers by whole rows of scores.
 
     ONNX Runtime (1.31) else takes tiles, by which one thread reads a token slower and, for some
-    lengths of the past, half as slow again: the sums of a tile lie where its scores end, and at
-    times across two pages of memory. Several threads share tiles better, and a prompt that fills
-    the context is read faster by them. What the environment says already stands.
+    lengths of the past, slower by another third (docs/language-models.md, long contexts). Several
+    threads share tiles better, and a prompt that fills the context is read faster by them. What
+    the environment says already stands.
     """
     integers = any(value.dtype == DTYPE for value in cache_values(manifest))
-    if not integers or threads != 1 or _UNTILED in os.environ:
-        yield
-        return
-    os.environ[_UNTILED] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop(_UNTILED, None)
+    with _OPENING:
+        if not integers or threads != 1 or _UNTILED in os.environ:
+            yield
+            return
+        os.environ[_UNTILED] = "1"
+        try:
+            yield
+        finally:
+            os.environ.pop(_UNTILED, None)
 
 
 def as_called(values: Sequence[Value], manifest: Manifest) -> tuple[Value, ...]:

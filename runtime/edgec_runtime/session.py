@@ -79,8 +79,8 @@ def load(
     leave out execution providers that this onnxruntime lacks (see ``Model.providers``).
     provider_options: options of execution providers, by the provider's name, as its
     documentation states them.
-    huge_pages: move repacked weights to pages of 2 MiB where Linux has them: faster runs, and
-    opening takes longer (some 40 ms for 100 MB); ``mapped`` weights stay where they are.
+    huge_pages: move repacked weights to pages of 2 MiB where Linux has them: faster runs of some
+    models, and opening takes longer (docs/runtime.md); ``mapped`` weights stay where they are.
     Raises BundleError for the file, TargetMismatchError for the machine.
     """
     bundle = read_bundle(path, check)

@@ -48,9 +48,10 @@ def test_factors_are_signed_without_a_zero_point() -> None:
     np.testing.assert_allclose(graphs.run(made, **given[0])[0], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_factors_without_negative_numbers_stay_unsigned() -> None:
-    given = feeds(0.0)
-    made = quantize(graphs.graph(TEXT, {}), on=PAYS, calibration=given).model
+@pytest.mark.parametrize("activation", ["uint8", "int8"])
+def test_factors_without_negative_numbers_stay_unsigned(activation: str) -> None:
+    given, on = feeds(0.0), target(activation_products=True, activation=activation)
+    made = quantize(graphs.graph(TEXT, {}), on=on, calibration=given).model
     zero = array(made, "a_zero_point")
     assert zero.dtype == np.uint8 and zero == 0
     # the whole range: what attends most is not cut off

@@ -150,6 +150,15 @@ def test_recurrent_rows_that_are_alike_have_one_scale_a_direction(directions):
         assert sqnr_db(reference, actual) > 38  # activations in 8 bits
 
 
+def test_two_directions_of_an_old_opset_are_left_untouched():
+    model, _ = graphs.lstm(2)
+    model.opset_imports[""] = 17
+    before = graph_bytes(model)
+    result = QuantizeDynamic(min_weights=1024).run(model, graphs.context(model))
+    assert result.changed == 0 and "two directions need opset" in result.skipped[0].reason
+    assert graph_bytes(result.model) == before
+
+
 def test_embedding_is_stored_in_int8_by_default_and_can_stay():
     model, _ = graphs.transformer()
     result = quantized(model)

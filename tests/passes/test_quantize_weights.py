@@ -287,6 +287,7 @@ def test_reference_weights_are_untouched():
         ({"scheme": "signed"}, "scheme is 'signed'"),
         ({"block_size": 48}, "block_size is 48, expected a power of two"),
         ({"block_size": 8}, "block_size is 8"),
+        ({"block_size": 256, "long_blocks": ("*",)}, "with long_blocks expected at most 128"),
         ({"min_weights": -5}, "min_weights is -5"),
     ],
 )

@@ -92,6 +92,11 @@ def test_new_memory_moves_and_keeps_its_content() -> None:
     assert area[:] == bytes(range(256)) * (16 * MIB // 256)
 
 
+def test_systems_of_other_pages_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mmap, "PAGESIZE", 1 << 14)
+    assert private_memory() == () and collapse([]) == 0
+
+
 @linux
 def test_memory_that_is_hardly_in_use_stays() -> None:
     before, area = private_memory(), _area(16 * MIB)
