@@ -228,8 +228,8 @@ def recurrent() -> tuple[ir.Model, dict[str, tuple[int, ...]]]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "graphs_differ"),
-    # ranges taken at run time are the cheapest for matrix products on both CPUs
-    [(convolutional, True), (transformer, False), (recurrent, True)],
+    # ranges taken at run time are the cheapest for products and LSTM on both CPUs
+    [(convolutional, True), (transformer, False), (recurrent, False)],
 )
 def test_each_target_is_the_cheaper_one_on_its_own_cpu(
     make: Callable[[], tuple[ir.Model, dict[str, tuple[int, ...]]]],
