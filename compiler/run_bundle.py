@@ -84,7 +84,7 @@ def stream_answer(
 
         text, tokens = opening.there(path, prompt, settings)
         return answer_pieces(tokens, text, list(settings.get("stop", ())))
-    model, asked = opening.of(path, prompt)
+    model, asked, settings = opening.of(path, prompt, settings)
     return model.generate(asked, stream=True, **settings)
 
 
@@ -104,7 +104,7 @@ def whole_answer(
         heard = (seen.append(token) or token for token in tokens)  # type: ignore[func-returns-value]
         pieces = answer_pieces(heard, text, list(settings.get("stop", ())))
         return {**facts, "device": opening.device, "text": "".join(pieces), "tokens": seen}
-    model, asked = opening.of(path, prompt)
+    model, asked, settings = opening.of(path, prompt, settings)
     completion = model.generate(asked, **settings)
     return {**facts, **dataclasses.asdict(completion)}
 
@@ -114,18 +114,26 @@ class Opening:
     """How a language model is opened, and how it is given a prompt.
 
     raw: the model continues the prompt. Otherwise the prompt is what a user says, if the bundle
-    has a chat template. device: where it runs; None is this process.
+    has a chat template. device: where it runs; None is this process. draft: a bundle that guesses
+    what it will write; not on a device.
     """
 
     threads: int | None = None
     any_target: bool = False
     raw: bool = False
     device: str | None = None
+    draft: pathlib.Path | None = None
 
-    def of(self, path: pathlib.Path, prompt: str) -> tuple[edgec_runtime.Model, Any]:
-        """The model and the prompt as ``Model.generate`` takes it."""
+    def of(
+        self, path: pathlib.Path, prompt: str, settings: Options
+    ) -> tuple[edgec_runtime.Model, Any, Options]:
+        """The model, and prompt and settings as ``Model.generate`` takes them."""
         model = edgec_runtime.load(path, threads=self.threads, any_target=self.any_target)
-        return model, self._asked(model.manifest.generation, prompt)
+        if self.draft is not None:
+            # one thread: those of two sessions would wait actively for each other
+            draft = edgec_runtime.load(self.draft, threads=1, any_target=self.any_target)
+            settings = {**settings, "draft": draft}
+        return model, self._asked(model.manifest.generation, prompt), settings
 
     def there(
         self, path: pathlib.Path, prompt: str, settings: Options

@@ -76,18 +76,22 @@ def write_decoder(
     *,
     capacity: int | str = "past",
     scale: float = 1.0,
+    noise: float = 0.0,
     files: dict[str, bytes] | None = None,
 ) -> pathlib.Path:
     """A bundle of one attention layer between an embedding and a head.
 
     GroupQueryAttention reads growing past tensors as well as buffers that it writes in place.
     capacity: the past's length in the signature. scale: of the scores.
+    noise: of its head, for a model that often, not always, takes the same token.
     """
-    graph = decoder_graph(capacity, scale)
+    graph = decoder_graph(capacity, scale, noise)
     return write_onnx(path, graph, generation or section(), files)
 
 
-def decoder_graph(capacity: int | str = "past", scale: float = 1.0) -> onnx.ModelProto:
+def decoder_graph(
+    capacity: int | str = "past", scale: float = 1.0, noise: float = 0.0
+) -> onnx.ModelProto:
     """Embedding, GroupQueryAttention with rotary positions, and a head."""
     random, width = np.random.default_rng(0), HEADS * HEAD_SIZE
     half = HEAD_SIZE // 2
@@ -103,6 +107,7 @@ def decoder_graph(capacity: int | str = "past", scale: float = 1.0) -> onnx.Mode
     }
     for name in "qkvo":
         arrays[f"w{name}"] = random.standard_normal((width, width), dtype=np.float32) / 2
+    arrays["head"] += np.float32(noise) * random.standard_normal(arrays["head"].shape, "f4")
     node = helper.make_node
     nodes = [
         node("Gather", ["table", "ids"], ["x"]),

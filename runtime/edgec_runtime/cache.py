@@ -161,6 +161,14 @@ class PromptCache:
         """An empty cache, for any model."""
         self._lock = threading.Lock()
         self._prefix: Prefix | None = None
+        self._draft: PromptCache | None = None
+
+    @property
+    def draft(self) -> PromptCache:
+        """The same for the model that makes guesses, if there is one."""
+        with self._lock:
+            self._draft = self._draft or PromptCache()
+            return self._draft
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -183,8 +191,7 @@ class PromptCache:
         if prefix is None or prefix.session is not session or prefix.adapter is not adapter:
             return None
         limit = min(len(prefix.tokens), len(tokens) - 1)
-        differing = (i for i in range(limit) if prefix.tokens[i] != tokens[i])
-        common = next(differing, limit)
+        common = common_length(prefix.tokens[:limit], tokens)
         prefix.cache.cut(common)
         return prefix.cache if common else None
 
@@ -252,11 +259,25 @@ def cache_tensors(manifest: Manifest, generation: Generation) -> tuple[CacheTens
     return tuple(tensors)
 
 
+def common_length(read: Sequence[int], tokens: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    pairs = enumerate(zip(read, tokens, strict=False))
+    differing = (place for place, (one, other) in pairs if one != other)
+    return next(differing, min(len(read), len(tokens)))
+
+
 def context_limit(manifest: Manifest, generation: Generation) -> int:
     """Tokens of prompt and answer together that model and cache allow."""
     tensors = cache_tensors(manifest, generation)
     capacity = min((t.capacity for t in tensors if t.capacity is not None), default=math.inf)
     return int(min(generation.context_length, capacity))
+
+
+def vocabulary_size(manifest: Manifest, generation: Generation) -> int | None:
+    """Tokens that the logits are of; None if the graph does not say."""
+    outputs = {value.name: value for value in manifest.graphs["main"].outputs}
+    size = outputs[generation.logits].shape[2]
+    return size if isinstance(size, int) else None
 
 
 def not_a_language_model(where: str) -> InputError:

@@ -11,8 +11,8 @@
 one or several runs, and then feeds one token per row and run. Greedy answers are those of
 transformers, token by token; draws are made from the same probabilities (``sampling``).
 
-Left out on purpose: beam search, constrained decoding, speculative decoding, and a smaller batch
-once some of its rows have ended.
+Left out on purpose: beam search, constrained decoding, and a smaller batch once some of its rows
+have ended.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ from edgec_runtime.cache import (
     context_limit,
     new_cache,
     not_a_language_model,
+    vocabulary_size,
 )
+from edgec_runtime.draft import Draft, DraftedReader, open_draft
 from edgec_runtime.errors import InputError
 from edgec_runtime.generation import Generation, Sampling
 from edgec_runtime.prompts import (
@@ -68,6 +70,8 @@ class Options(TypedDict, total=False):
     seed: int
     cache: PromptCache | None
     start: Sequence[int] | None
+    draft: Model | None
+    draft_tokens: int | None
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ class Completion:
     without stop strings, which need no tokenizer (``model.text.decode(tokens)``), and for features
     where the bundle has none or ``tokenizers`` is not installed. reason: why it ended; "length":
     after max_new_tokens. prompt_tokens: of the prompt, with an encoder those that the answer
-    starts with; cached_tokens: those of them that were in the cache.
+    starts with; cached_tokens: those of them that were in the cache. guessed_tokens: by the
+    draft; accepted_tokens: those of them that cost the model no run of its own.
     """
 
     text: str | None
@@ -86,6 +91,8 @@ class Completion:
     reason: Reason
     prompt_tokens: int
     cached_tokens: int = 0
+    guessed_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @overload
@@ -127,6 +134,8 @@ def generate(
     stream: bool | Literal["tokens"] = False,
     cache: PromptCache | None = None,
     start: Sequence[int] | None = None,
+    draft: Model | None = None,
+    draft_tokens: int | None = None,
 ) -> Completion | list[Completion] | Iterator[str] | Iterator[int]:
     """Continue a prompt: a text, a chat (dicts with role and content), token ids, or many of them.
 
@@ -143,6 +152,8 @@ def generate(
     cache: what earlier calls have read of this conversation; one prompt at a time.
     start: tokens that the answers begin with, in place of those that the bundle states for a
     model with an encoder (language and task of a transcription); they are no part of the answers.
+    draft: a smaller model of the same vocabulary that guesses what comes, draft_tokens (2) at
+    once; the answer stays that of the model itself. One prompt at a time.
     Returns a Completion for one prompt, a list of them for several, pieces or tokens if streamed.
     Raises InputError for a wrong argument, for a prompt that is empty or too long, and if the
     bundle is no language model; EdgecError for an optional package that is not installed.
@@ -169,8 +180,8 @@ def generate(
     if encoder is not None and cache is not None:
         raise InputError("cache is for models without an encoder, which reads every prompt anew")
     prompts, single = listed(prompt, model.manifest, encoder)
-    if not single and (stream or cache is not None):
-        raise InputError(f"stream and cache take one prompt, {len(prompts)} were given")
+    if not single and (stream or cache is not None or draft is not None):
+        raise InputError(f"stream, cache and draft take one prompt, {len(prompts)} were given")
     needed = stream is True or bool(stops) or any([is_text(one) for one in prompts])
     if isinstance(prompts[0], np.ndarray) and generation.tokenizer is not None:  # features
         needed = needed or importlib.util.find_spec("tokenizers") is not None
@@ -182,11 +193,18 @@ def generate(
     else:
         rows = [encode(one, text) for one in prompts]
     limit = _limit(model, generation, rows, max_new_tokens)
+    guessing = None
+    if draft is not None:
+        if encoder is not None:
+            raise InputError("draft is for models without an encoder")
+        guessing = open_draft(draft, draft_tokens, model, len(rows[0]) + limit, settings, cache)
+    elif draft_tokens is not None:
+        raise InputError(f"draft_tokens is {draft_tokens!r}, and there is no draft")
     answers = [
         _Answer(row, generation, text, stops, random_generator(seed, number))
         for number, row in enumerate(rows)
     ]
-    steps = _steps(copy.copy(model), generation, answers, settings, limit, cache, encoded)
+    steps = _steps(copy.copy(model), generation, answers, settings, limit, cache, encoded, guessing)
     if stream == "tokens":
         return _new_tokens(steps, answers[0])
     if stream:
@@ -194,6 +212,12 @@ def generate(
     for _ in steps:
         pass
     completions = [answer.completion() for answer in answers]
+    if guessing is not None:
+        completions[0] = dataclasses.replace(
+            completions[0],
+            guessed_tokens=guessing.guessed,
+            accepted_tokens=guessing.accepted,
+        )
     return completions[0] if single else completions
 
 
@@ -266,6 +290,7 @@ def _steps(
     limit: int,
     kept: PromptCache | None,
     encoded: Mapping[str, Array],
+    draft: Draft | None,
 ) -> Iterator[list[str]]:
     """Let every answer grow by one token per item, and give the new pieces of text.
 
@@ -276,9 +301,11 @@ def _steps(
         cache = kept.take(model.session, model.adapter, answers[0].tokens)
     if cache is None:
         cache = new_cache(model.manifest, generation, len(answers))
-    reader = Reader(model, generation, cache, [len(answer.tokens) for answer in answers], encoded)
+    lengths = [len(answer.tokens) for answer in answers]
+    alone = Reader(model, generation, cache, lengths, encoded)
+    reader = alone if draft is None else DraftedReader(alone, draft)
     barred = _barred(generation)
-    cache.reserve(reader.width + limit)
+    cache.reserve(max(lengths) + limit)
     for answer in answers:
         answer.cached = cache.length
     try:
@@ -300,7 +327,10 @@ def _steps(
                 return
             scores = reader.feed(np.array(tokens)[:, None])
     finally:
+        if draft is not None:
+            draft.close()
         if kept is not None:
+            cache.cut(reader.length)
             read = tuple(answers[0].tokens[: cache.length])
             kept.put(Prefix(model.session, model.adapter, read, cache))
 
@@ -327,9 +357,7 @@ def _limit(
     """How many tokens the answers may have. Raises InputError if they do not fit."""
     if asked is not None and (type(asked) is not int or asked < 1):
         raise InputError(f"max_new_tokens is {asked!r}, expected a whole number from 1 up")
-    [logits] = [value for value in model.outputs if value.name == generation.logits]
-    size = logits.shape[2]
-    count = size if isinstance(size, int) else 1 << 31
+    count = vocabulary_size(model.manifest, generation) or 1 << 31
     wrong = next((token for row in rows for token in row if not 0 <= token < count), None)
     if wrong is not None:
         raise InputError(f"the prompt has the token {wrong}, expected 0 to {count - 1}")

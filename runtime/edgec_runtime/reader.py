@@ -39,16 +39,22 @@ class Reader:
         self._model, self._generation, self._cache = model, generation, cache
         self._padding = self.width - np.array(lengths)[:, None]
         self._binding = model.session.io_binding()
+        self._from = np.array([-1])  # the first position that gets logits
         for name, array in (model.encode(encoded) if encoded else {}).items():
             self._binding.bind_cpu_input(name, array)  # the same in every step
         if generation.logits_from is not None:  # nobody reads the others
             # as a tensor of ONNX Runtime's, or it finds no inputs that have defaults
-            self._last = ort_value(np.array([-1]))
-            self._binding.bind_ortvalue_input(generation.logits_from, self._last)
+            self._first = ort_value(self._from)
+            self._binding.bind_ortvalue_input(generation.logits_from, self._first)
         inputs = {value.name: value.dtype for value in model.inputs}
         plain = (generation.ids, generation.mask, generation.positions)
         self._dtypes = {name: inputs[name] for name in plain if name is not None}
         self._shown = np.zeros((len(lengths), 0), bool)  # of the mask, longer than needed
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+        return self._cache.length
 
     def read(self, prompts: Sequence[Sequence[int]]) -> Array:
         """Scores behind the prompts; one prompt is read in chunks, from where the cache ends."""
@@ -62,8 +68,24 @@ class Reader:
     def feed(self, tokens: Array) -> Array:
         """Float scores [batch, vocabulary] behind these tokens, int [batch, new]."""
         self._run(tokens)
+        return self._logits()[:, -1]
+
+    def feed_all(self, tokens: Array) -> Array:
+        """Float scores [batch, new, vocabulary] behind each of these tokens, int [batch, new]."""
+        self._from[:] = 0
+        try:
+            self._run(tokens)
+        finally:
+            self._from[:] = -1
+        return self._logits()
+
+    def cut(self, length: int) -> None:
+        """Forget all tokens of the cache but the first ones."""
+        self._cache.cut(length)
+
+    def _logits(self) -> Array:
         logits: Array = self._binding.get_outputs_as_ortvaluevector()[0].numpy()
-        return logits[:, -1]
+        return logits
 
     def _run(self, tokens: Array) -> None:
         generation, cache, new = self._generation, self._cache, tokens.shape[1]

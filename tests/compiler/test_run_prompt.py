@@ -94,3 +94,43 @@ def test_a_bundle_is_verified_on_a_text(bundle: str, tmp_path: pathlib.Path) -> 
     assert result.exit_code == 0, result.stderr
     facts = json.loads(result.stdout)
     assert facts["metric"]["name"] == "perplexity" and facts["agreement"] == 1.0
+
+
+@pytest.fixture(scope="module")
+def small(bundle: str) -> str:
+    """The same model in 4 bits, which is right at times only."""
+    folder = pathlib.Path(bundle).parent
+    report = edgec.build(
+        folder / "model",
+        target="x86-64",
+        output=folder / "small.edgec",
+        recipe="cleanup,fuse,quantize-weights,lower",
+        settings=("quantize-weights.bits=4", "quantize-weights.embedding_bits=4"),
+        verify=False,
+    )
+    return str(report.bundle_path)
+
+
+@pytest.mark.parametrize("options", [(), ("--temperature", "0.9", "--seed", "3")])
+def test_a_draft_changes_no_token(bundle: str, small: str, options: tuple[str, ...]) -> None:
+    asked = (bundle, "--prompt", "The quick fox", "--max-new-tokens", "24", *options)
+    alone = json.loads(run(*asked, "--json").stdout)
+    result = run(*asked, "--draft", small, "--draft-tokens", "3", "--json")
+    facts = json.loads(result.stdout)
+    assert facts["tokens"] == alone["tokens"] and len(facts["tokens"]) == 24
+    assert 0 < facts["accepted_tokens"] < facts["guessed_tokens"]
+    assert run(*asked, "--draft", small).stdout == alone["text"] + "\n"
+
+
+def test_options_of_a_draft_are_checked(bundle: str, small: str, cnn_bundle: pathlib.Path) -> None:
+    for options, message in (
+        (("--prompt", "x", "--draft-tokens", "3"), "--draft-tokens needs --draft"),
+        (("--prompt", "x", "--draft", small, "--on", "native"), "--draft and --on exclude"),
+        (("--draft", small), "--draft needs --prompt"),
+    ):
+        result = run(bundle, *options)
+        assert result.exit_code == 2 and message in result.stderr
+    for draft, message in ((str(cnn_bundle), "language model"), ("none.edgec", "none.edgec")):
+        result = run(bundle, "--prompt", "x", "--draft", draft)
+        assert result.exit_code == 1 and message in result.stderr
+        assert "Traceback" not in result.stderr
