@@ -24,6 +24,7 @@ _TALK = (
     "raw",
     "draft",
     "draft_tokens",
+    "sinks",
 )
 
 
@@ -56,6 +57,11 @@ _TALK = (
     help="A smaller model of the same vocabulary that guesses what comes: the same answer, sooner.",
 )
 @click.option("--draft-tokens", type=click.IntRange(1), help="Guesses at once.  [default: 2]")
+@click.option(
+    "--sinks",
+    type=click.IntRange(0),
+    help="Go on where the context is full, with this many tokens of the beginning (such as 4).",
+)
 @click.option(
     "--on",
     "device",

@@ -18,6 +18,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from edgec_runtime.answer import Completion
     from edgec_runtime.cache import Memory, PromptCache, memory_needed
     from edgec_runtime.errors import (
         AdapterError,
@@ -26,14 +27,13 @@ if TYPE_CHECKING:
         InputError,
         TargetMismatchError,
     )
-    from edgec_runtime.generate import Completion
     from edgec_runtime.session import Model, load
     from edgec_runtime.stream import Stream
 
 _HOME = {
     "AdapterError": "edgec_runtime.errors",
     "BundleError": "edgec_runtime.errors",
-    "Completion": "edgec_runtime.generate",
+    "Completion": "edgec_runtime.answer",
     "EdgecError": "edgec_runtime.errors",
     "InputError": "edgec_runtime.errors",
     "Memory": "edgec_runtime.cache",

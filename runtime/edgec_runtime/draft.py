@@ -157,9 +157,9 @@ class DraftedReader:
         self._scores: Array = np.zeros((0, 0))  # behind the last token, then behind each guess
 
     @property
-    def length(self) -> int:
-        """Tokens of the answer in the cache; wrong guesses may stand behind them."""
-        return min(len(self._tokens), self._reader.length)
+    def tokens(self) -> Sequence[int]:
+        """Those in the cache; wrong guesses may stand behind them."""
+        return self._tokens[: self._reader.length]
 
     def read(self, prompts: Sequence[Sequence[int]]) -> Array:
         """Scores [1, vocabulary] behind the one prompt."""

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 
+from edgec_runtime.answer import Answer, Completion
 from edgec_runtime.cache import (
     Prefix,
     PromptCache,
@@ -48,13 +49,12 @@ from edgec_runtime.prompts import (
 )
 from edgec_runtime.reader import Reader
 from edgec_runtime.sampling import choose, random_generator
-from edgec_runtime.text import Pieces, Text
+from edgec_runtime.sinks import SinkReader, check_sinks
 
 if TYPE_CHECKING:
     from edgec_runtime.session import Model
 
 Array = np.ndarray[Any, Any]
-Reason = Literal["eos", "stop", "length"]
 
 
 class Options(TypedDict, total=False):
@@ -72,27 +72,7 @@ class Options(TypedDict, total=False):
     start: Sequence[int] | None
     draft: Model | None
     draft_tokens: int | None
-
-
-@dataclass(frozen=True)
-class Completion:
-    """The answer to one prompt.
-
-    tokens: without the one that ended it. text: without the stop string; None for token ids
-    without stop strings, which need no tokenizer (``model.text.decode(tokens)``), and for features
-    where the bundle has none or ``tokenizers`` is not installed. reason: why it ended; "length":
-    after max_new_tokens. prompt_tokens: of the prompt, with an encoder those that the answer
-    starts with; cached_tokens: those of them that were in the cache. guessed_tokens: by the
-    draft; accepted_tokens: those of them that cost the model no run of its own.
-    """
-
-    text: str | None
-    tokens: tuple[int, ...]
-    reason: Reason
-    prompt_tokens: int
-    cached_tokens: int = 0
-    guessed_tokens: int = 0
-    accepted_tokens: int = 0
+    sinks: int | None
 
 
 @overload
@@ -136,6 +116,7 @@ def generate(
     start: Sequence[int] | None = None,
     draft: Model | None = None,
     draft_tokens: int | None = None,
+    sinks: int | None = None,
 ) -> Completion | list[Completion] | Iterator[str] | Iterator[int]:
     """Continue a prompt: a text, a chat (dicts with role and content), token ids, or many of them.
 
@@ -154,6 +135,8 @@ def generate(
     model with an encoder (language and task of a transcription); they are no part of the answers.
     draft: a smaller model of the same vocabulary that guesses what comes, draft_tokens (2) at
     once; the answer stays that of the model itself. One prompt at a time.
+    sinks: go on where the context is full, with so many tokens of the beginning and the newer half
+    of the others. One prompt at a time.
     Returns a Completion for one prompt, a list of them for several, pieces or tokens if streamed.
     Raises InputError for a wrong argument, for a prompt that is empty or too long, and if the
     bundle is no language model; EdgecError for an optional package that is not installed.
@@ -180,8 +163,10 @@ def generate(
     if encoder is not None and cache is not None:
         raise InputError("cache is for models without an encoder, which reads every prompt anew")
     prompts, single = listed(prompt, model.manifest, encoder)
-    if not single and (stream or cache is not None or draft is not None):
-        raise InputError(f"stream, cache and draft take one prompt, {len(prompts)} were given")
+    if not single and (stream or (cache, draft, sinks) != (None, None, None)):
+        raise InputError(
+            f"stream, cache, draft and sinks take one prompt, {len(prompts)} were given"
+        )
     needed = stream is True or bool(stops) or any([is_text(one) for one in prompts])
     if isinstance(prompts[0], np.ndarray) and generation.tokenizer is not None:  # features
         needed = needed or importlib.util.find_spec("tokenizers") is not None
@@ -192,19 +177,26 @@ def generate(
         encoded = encoder_feeds(model.manifest, generation, prompts, text)
     else:
         rows = [encode(one, text) for one in prompts]
-    limit = _limit(model, generation, rows, max_new_tokens)
+    if encoder is not None and (draft, sinks) != (None, None):
+        raise InputError("draft and sinks are for models without an encoder")
+    context = context_limit(model.manifest, generation)
+    if sinks is not None:
+        if draft is not None:
+            raise InputError("draft and sinks exclude each other")
+        check_sinks(sinks, context, max_new_tokens)
+    limit = _limit(model, generation, rows, max_new_tokens, endless=sinks is not None)
+    room = min(max(map(len, rows)) + limit, context)
     guessing = None
     if draft is not None:
-        if encoder is not None:
-            raise InputError("draft is for models without an encoder")
-        guessing = open_draft(draft, draft_tokens, model, len(rows[0]) + limit, settings, cache)
+        guessing = open_draft(draft, draft_tokens, model, room, settings, cache)
     elif draft_tokens is not None:
         raise InputError(f"draft_tokens is {draft_tokens!r}, and there is no draft")
     answers = [
-        _Answer(row, generation, text, stops, random_generator(seed, number))
+        Answer(row, generation, text, stops, random_generator(seed, number))
         for number, row in enumerate(rows)
     ]
-    steps = _steps(copy.copy(model), generation, answers, settings, limit, cache, encoded, guessing)
+    way = _Way(settings, limit, room, cache, encoded, guessing, sinks)
+    steps = _steps(copy.copy(model), generation, answers, way)
     if stream == "tokens":
         return _new_tokens(steps, answers[0])
     if stream:
@@ -221,104 +213,59 @@ def generate(
     return completions[0] if single else completions
 
 
-class _Answer:
-    """One row of a batch while it grows."""
+@dataclass(frozen=True)
+class _Way:
+    """How answers are written.
 
-    def __init__(
-        self,
-        prompt: Sequence[int],
-        generation: Generation,
-        text: Text | None,
-        stop: Sequence[str],
-        random: np.random.Generator,
-    ) -> None:
-        self.tokens = list(prompt)  # of prompt and answer
-        self.reason: Reason | None = None
-        self.random = random
-        self.cached = 0
-        self._prompt_tokens = len(prompt)
-        self._ends: dict[int, Reason] = {token: "eos" for token in generation.eos}
-        self._pieces: Pieces | None = None
-        self._text: list[str] = []
-        if text is not None:
-            specials = {text.special_token(one) for one in stop} - {None}
-            self._ends |= {token: "stop" for token in specials if token is not None}
-            self._pieces = Pieces(text.decode, stop)
+    limit: tokens of an answer. room: tokens that the cache may hold. encoded: the encoder's feeds.
+    """
 
-    def push(self, token: int) -> str:
-        """Add a token; returns the text that is certain with it."""
-        self.reason = self._ends.get(token)
-        if self.reason is not None:
-            return self.end(self.reason)
-        self.tokens.append(token)
-        if self._pieces is None:
-            return ""
-        piece = self._pieces.push(token)
-        self._text.append(piece)
-        if self._pieces.stopped:
-            self.reason = "stop"
-        return piece
-
-    def end(self, reason: Reason) -> str:
-        """There are no more tokens; returns the rest of the text."""
-        self.reason = reason
-        if self._pieces is None:
-            return ""
-        piece = self._pieces.end()
-        self._text.append(piece)
-        if self._pieces.stopped:
-            self.reason = "stop"
-        return piece
-
-    def completion(self) -> Completion:
-        """The whole answer."""
-        assert self.reason is not None
-        return Completion(
-            text=None if self._pieces is None else "".join(self._text),
-            tokens=tuple(self.tokens[self._prompt_tokens :]),
-            reason=self.reason,
-            prompt_tokens=self._prompt_tokens,
-            cached_tokens=self.cached,
-        )
+    settings: Sampling
+    limit: int
+    room: int
+    kept: PromptCache | None
+    encoded: Mapping[str, Array]
+    draft: Draft | None
+    sinks: int | None
 
 
 def _steps(
     model: Model,
     generation: Generation,
-    answers: Sequence[_Answer],
-    settings: Sampling,
-    limit: int,
-    kept: PromptCache | None,
-    encoded: Mapping[str, Array],
-    draft: Draft | None,
+    answers: Sequence[Answer],
+    way: _Way,
 ) -> Iterator[list[str]]:
     """Let every answer grow by one token per item, and give the new pieces of text.
 
-    model: one whose adapter nobody changes. encoded: feeds of the encoder, if it has one.
+    model: one whose adapter nobody changes.
     """
-    cache = None
+    cache, kept, draft = None, way.kept, way.draft
     if kept is not None:
         cache = kept.take(model.session, model.adapter, answers[0].tokens)
     if cache is None:
         cache = new_cache(model.manifest, generation, len(answers))
     lengths = [len(answer.tokens) for answer in answers]
-    alone = Reader(model, generation, cache, lengths, encoded)
-    reader = alone if draft is None else DraftedReader(alone, draft)
+    alone = Reader(model, generation, cache, lengths, way.encoded)
+    reader: Reader | DraftedReader | SinkReader = alone
+    if draft is not None:
+        reader = DraftedReader(alone, draft)
+    elif way.sinks is not None:
+        reader = SinkReader(alone, way.sinks, way.room)
     barred = _barred(generation)
-    cache.reserve(max(lengths) + limit)
+    cache.reserve(way.room)
     for answer in answers:
         answer.cached = cache.length
     try:
         scores = reader.read([answer.tokens for answer in answers])
-        for count in range(1, limit + 1):
+        for count in range(1, way.limit + 1):
             pieces, tokens = [], []
             for answer, row in zip(answers, scores, strict=True):
                 piece, token = "", generation.pad
                 if answer.reason is None:
                     never = barred[0] if count == 1 else barred[1]
-                    token = choose(row, answer.tokens, settings, answer.random, never)
+                    token = choose(row, answer.tokens, way.settings, answer.random, never)
                     piece = answer.push(token)
-                    if count == limit and answer.reason is None:
+                    if count == way.limit and answer.reason is None:
                         piece += answer.end("length")
                 pieces.append(piece)
                 tokens.append(token)
@@ -330,12 +277,13 @@ def _steps(
         if draft is not None:
             draft.close()
         if kept is not None:
-            cache.cut(reader.length)
-            read = tuple(answers[0].tokens[: cache.length])
+            held = answers[0].tokens if isinstance(reader, Reader) else reader.tokens
+            cache.cut(len(held))
+            read = tuple(held[: cache.length])
             kept.put(Prefix(model.session, model.adapter, read, cache))
 
 
-def _new_tokens(steps: Iterator[list[str]], answer: _Answer) -> Iterator[int]:
+def _new_tokens(steps: Iterator[list[str]], answer: Answer) -> Iterator[int]:
     """The tokens of the answer, each when its step is done."""
     known = len(answer.tokens)
     for _ in steps:
@@ -352,9 +300,17 @@ def _barred(generation: Generation) -> tuple[Sequence[int], Sequence[int]]:
 
 
 def _limit(
-    model: Model, generation: Generation, rows: Sequence[Sequence[int]], asked: int | None
+    model: Model,
+    generation: Generation,
+    rows: Sequence[Sequence[int]],
+    asked: int | None,
+    *,
+    endless: bool,
 ) -> int:
-    """How many tokens the answers may have. Raises InputError if they do not fit."""
+    """How many tokens the answers may have. Raises InputError if they do not fit.
+
+    endless: the context need not have room for them.
+    """
     if asked is not None and (type(asked) is not int or asked < 1):
         raise InputError(f"max_new_tokens is {asked!r}, expected a whole number from 1 up")
     count = vocabulary_size(model.manifest, generation) or 1 << 31
@@ -362,7 +318,7 @@ def _limit(
     if wrong is not None:
         raise InputError(f"the prompt has the token {wrong}, expected 0 to {count - 1}")
     width, limit = max(map(len, rows)), context_limit(model.manifest, generation)
-    if width + (asked or 1) > limit:
+    if width + (1 if endless else asked or 1) > limit:
         answer = f", max_new_tokens is {asked}" if asked else ""
         raise InputError(
             f"the prompt has {width} tokens{answer}; the model has room for {limit} together: "

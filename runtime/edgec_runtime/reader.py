@@ -35,9 +35,8 @@ class Reader:
 
         encoded: feeds of the encoder, if there is one; it runs here, once.
         """
-        self.width = max(lengths)
         self._model, self._generation, self._cache = model, generation, cache
-        self._padding = self.width - np.array(lengths)[:, None]
+        self._padding = max(lengths) - np.array(lengths)[:, None]
         self._binding = model.session.io_binding()
         self._from = np.array([-1])  # the first position that gets logits
         for name, array in (model.encode(encoded) if encoded else {}).items():
@@ -58,10 +57,11 @@ class Reader:
 
     def read(self, prompts: Sequence[Sequence[int]]) -> Array:
         """Scores behind the prompts; one prompt is read in chunks, from where the cache ends."""
-        rows = [[self._generation.pad] * (self.width - len(row)) + list(row) for row in prompts]
+        width = max(map(len, prompts))
+        rows = [[self._generation.pad] * (width - len(row)) + list(row) for row in prompts]
         tokens = np.array(rows)
-        chunk = self._generation.prompt_chunk if len(rows) == 1 else self.width
-        while self.width - self._cache.length > chunk:
+        chunk = self._generation.prompt_chunk if len(rows) == 1 else width
+        while width - self._cache.length > chunk:
             self._run(tokens[:, self._cache.length : self._cache.length + chunk])
         return self.feed(tokens[:, self._cache.length :])
 

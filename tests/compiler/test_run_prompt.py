@@ -134,3 +134,15 @@ def test_options_of_a_draft_are_checked(bundle: str, small: str, cnn_bundle: pat
         result = run(bundle, "--prompt", "x", "--draft", draft)
         assert result.exit_code == 1 and message in result.stderr
         assert "Traceback" not in result.stderr
+
+
+def test_an_answer_goes_on_behind_the_context(bundle: str) -> None:
+    model = edgec_runtime.load(bundle)
+    generation = model.manifest.generation
+    assert generation is not None
+    prompt = model.text.decode(model.text.encode("The fox ran. " * 400)[: 500 + 1])
+    asked = (bundle, "--prompt", prompt, "--raw", "--max-new-tokens", "40", "--temperature", "2")
+    refused = run(*asked)
+    assert refused.exit_code == 1 and "the model has room for 512 together" in refused.stderr
+    facts = json.loads(run(*asked, "--sinks", "4", "--json").stdout)
+    assert facts["prompt_tokens"] + len(facts["tokens"]) > generation.context_length == 512

@@ -155,7 +155,9 @@ def test_bad_drafts_are_refused(tmp_path: pathlib.Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             model.generate(PROMPT, **options)
-    with pytest.raises(InputError, match="stream, cache and draft take one prompt, 2 were given"):
+    with pytest.raises(
+        InputError, match="stream, cache, draft and sinks take one prompt, 2 were given"
+    ):
         model.generate([PROMPT, PROMPT], draft=small)
     answer = model.generate(PROMPT, max_new_tokens=32 - len(PROMPT), draft=short)
     assert answer.tokens == model.generate(PROMPT, max_new_tokens=24).tokens

@@ -132,14 +132,14 @@ def test_a_model_without_an_encoder_has_nothing_to_encode(tmp_path: pathlib.Path
         (np.zeros((6, 4)), {}, "'features' is float64, expected float32"),
         (np.zeros((6, 5), np.float32), {}, "size 5 in dimension 2"),
         (samples.features(1)[0], {"cache": edgec_runtime.PromptCache()}, "cache is for models"),
-        (samples.features(1)[0], {"draft": object()}, "draft is for models without an encoder"),
+        (samples.features(1)[0], {"draft": object()}, "draft and sinks are for models without"),
         (samples.features(1)[0], {"start": []}, r"start is \[\], expected token ids"),
         (samples.features(1)[0], {"start": "en"}, "start is 'en', expected token ids"),
         (samples.features(1)[0], {"start": [1000]}, "the token 1000, expected 0 to 259"),
         (
             samples.features(2),
             {"stream": True},
-            "stream, cache and draft take one prompt, 2 were given",
+            "stream, cache, draft and sinks take one prompt, 2 were given",
         ),
     ],
 )

@@ -165,11 +165,15 @@ def test_several_threads_share_one_model(model: edgec_runtime.Model) -> None:
         ([1], {"temperature": -1}, "temperature is -1, expected a number from 0 up"),
         ([1], {"stop": ["a", ""]}, "stop is .*, expected texts that are not empty"),
         ([1], {"stop": [3]}, "stop is .*, expected texts"),
-        ([[1], [2]], {"stream": True}, "stream, cache and draft take one prompt, 2 were given"),
+        (
+            [[1], [2]],
+            {"stream": True},
+            "stream, cache, draft and sinks take one prompt, 2 were given",
+        ),
         (
             [[1], [2]],
             {"cache": edgec_runtime.PromptCache()},
-            "stream, cache and draft take one prompt",
+            "stream, cache, draft and sinks take one prompt",
         ),
         ([{"role": "user"}], {}, "message 0 is .*, expected a dict with 'role' and 'content'"),
     ],
