@@ -165,7 +165,7 @@ class PromptCache:
 
     @property
     def draft(self) -> PromptCache:
-        """The same for the model that makes guesses, if there is one."""
+        """What the draft of the latest answers has read, if they had one."""
         with self._lock:
             self._draft = self._draft or PromptCache()
             return self._draft

@@ -9,7 +9,7 @@ scores may differ, since a run over several tokens adds in another order.
 
 Source: Leviathan et al. 2023 (arXiv:2211.17192), section 2.1. There a guess stands by chance, and
 answers keep their probabilities; here it stands if it is the token of the draw, and a seed gives
-the same tokens with a draft and without.
+the same tokens with a draft and without. Behind the draft's own context nothing is guessed.
 
 Left out on purpose: batches, models with an encoder, trees of guesses, and a number of guesses
 that follows how many were right.
@@ -34,12 +34,13 @@ from edgec_runtime.cache import (
     not_a_language_model,
     vocabulary_size,
 )
-from edgec_runtime.errors import InputError
+from edgec_runtime.errors import EdgecError, InputError
 from edgec_runtime.generation import Generation, Sampling
 from edgec_runtime.reader import Reader
 from edgec_runtime.sampling import choose, random_generator
 
 if TYPE_CHECKING:
+    from edgec_runtime.manifest import Manifest
     from edgec_runtime.session import Model
 
 Array = np.ndarray[Any, Any]
@@ -61,6 +62,8 @@ def open_draft(
     count: guesses at once. room: tokens of prompt and answer. settings: of the answer. kept: what
     earlier answers have read. Raises InputError if the draft cannot guess for this model.
     """
+    if not hasattr(draft, "manifest"):
+        raise InputError(f"draft is {draft!r}, expected a model: edgec_runtime.load(...)")
     count = _COUNT if count is None else count
     if type(count) is not int or count < 1:
         raise InputError(f"draft_tokens is {count!r}, expected a whole number from 1 up")
@@ -69,22 +72,26 @@ def open_draft(
         raise not_a_language_model(where)
     if generation.encoder is not None:
         raise InputError(f"{where}: it has an encoder, expected a model without one")
-    assert model.manifest.generation is not None
-    theirs = vocabulary_size(model.manifest, model.manifest.generation)
+    target = model.manifest.generation
+    assert target is not None
+    theirs = vocabulary_size(model.manifest, target)
     own = vocabulary_size(draft.manifest, generation)
-    if own != theirs:
+    alike = _tokenizer(draft.manifest, generation) == _tokenizer(model.manifest, target) is not None
+    if None not in (own, theirs) and own != theirs and not alike:  # else one is padded
         raise InputError(
             f"{where}: its vocabulary has {own} tokens, that of the model {theirs}: take a draft "
             "with the model's own tokenizer"
         )
-    limit = context_limit(draft.manifest, generation)
-    if room > limit:
-        raise InputError(
-            f"{where}: it has room for {limit} tokens, prompt and answer may have {room}: lower "
-            "max_new_tokens"
-        )
+    room = min(room, context_limit(draft.manifest, generation))
+    count = min(count, target.prompt_chunk - 1)  # so many scores at once are meant to fit
     greedy = dataclasses.replace(settings, temperature=0.0)
-    return Draft(copy.copy(draft), generation, count, room, greedy, kept and kept.draft)
+    return Draft(copy.copy(draft), generation, count, room, theirs, greedy, kept and kept.draft)
+
+
+def _tokenizer(manifest: Manifest, generation: Generation) -> str | None:
+    """The digest of a bundle's tokenizer, if it has one."""
+    digests = {entry.name: entry.sha256 for entry in manifest.entries}
+    return digests.get(generation.tokenizer or "")
 
 
 class Draft:
@@ -96,32 +103,34 @@ class Draft:
         generation: Generation,
         count: int,
         room: int,
+        vocabulary: int | None,
         settings: Sampling,
         kept: PromptCache | None,
     ) -> None:
-        """As ``open_draft``, which checks them. model: one whose adapter nobody changes."""
-        self.count, self.room = count, room
+        """As ``open_draft``, which checks them. model: one whose adapter nobody changes.
+
+        vocabulary: tokens that may be guessed, None for all.
+        """
+        self.count, self.room, self._vocabulary = count, room, vocabulary
         self.guessed = self.accepted = 0
         self._model, self._generation, self._kept = model, generation, kept
         self._settings = settings
         self._random = random_generator(0)  # the likeliest token needs none
         self._cache: Cache | None = None
         self._reader: Reader | None = None
-        self._read: list[int] = []
+        self._read: list[int] = []  # at least the tokens that the cache holds
+        self._sure = 0  # so many of them are no guesses
 
     def guess(self, tokens: Sequence[int], count: int) -> list[int]:
         """The likeliest tokens behind ``tokens``, at least one."""
         scores = self._scores(tokens)
         guesses: list[int] = []
         while True:
-            seen = [*tokens, *guesses]
-            guesses.append(choose(scores[0], seen, self._settings, self._random))
+            guesses.append(self._likeliest(scores[0]))
             if len(guesses) == count:
-                self._read = seen
                 self.guessed += count
                 return guesses
-            assert self._reader is not None
-            scores = self._reader.feed(np.array([guesses[-1:]]))
+            scores = self._feed(guesses[-1:])
 
     def close(self) -> None:
         """Keep what was read for the next answer."""
@@ -130,16 +139,31 @@ class Draft:
             model = self._model
             self._kept.put(Prefix(model.session, model.adapter, read, self._cache))
 
+    def _likeliest(self, scores: Array) -> int:
+        try:
+            return choose(scores[: self._vocabulary], self._read, self._settings, self._random)
+        except EdgecError as error:
+            raise EdgecError(f"draft {self._model.path}: {error}") from error
+
+    def _feed(self, tokens: Sequence[int]) -> Array:
+        assert self._reader is not None
+        self._read += tokens
+        return self._reader.feed(np.array([tokens]))
+
     def _scores(self, tokens: Sequence[int]) -> Array:
         """Scores [1, vocabulary] behind the tokens, of which known ones are not read again."""
         model, generation = self._model, self._generation
-        if self._cache is not None and self._reader is not None:
-            known = common_length(self._read, tokens)
+        if self._cache is not None:
+            sure = self._sure
+            known = sure + common_length(self._read[sure:], tokens[sure:])
             self._cache.cut(known)
-            return self._reader.feed(np.array([tokens[known:]]))
+            del self._read[known:]
+            self._sure = len(tokens)
+            return self._feed(tokens[known:])
         cache = None
         if self._kept is not None:
             cache = self._kept.take(model.session, model.adapter, tokens)
+        self._read, self._sure = list(tokens), len(tokens)
         self._cache = cache or new_cache(model.manifest, generation, 1)
         self._cache.reserve(self.room)
         self._reader = Reader(model, generation, self._cache, [len(tokens)], {})

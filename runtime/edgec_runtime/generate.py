@@ -165,7 +165,7 @@ def generate(
     prompts, single = listed(prompt, model.manifest, encoder)
     if not single and (stream or (cache, draft, sinks) != (None, None, None)):
         raise InputError(
-            f"stream, cache, draft and sinks take one prompt, {len(prompts)} were given"
+            f"stream, cache, draft and sinks take one prompt, a list of {len(prompts)} was given"
         )
     needed = stream is True or bool(stops) or any([is_text(one) for one in prompts])
     if isinstance(prompts[0], np.ndarray) and generation.tokenizer is not None:  # features

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgec_runtime.cache import Cache, ort_value
+from edgec_runtime.errors import InputError
 from edgec_runtime.generation import Generation
 
 if TYPE_CHECKING:
@@ -71,13 +72,22 @@ class Reader:
         return self._logits()[:, -1]
 
     def feed_all(self, tokens: Array) -> Array:
-        """Float scores [batch, new, vocabulary] behind each of these tokens, int [batch, new]."""
+        """Float scores [batch, new, vocabulary] behind each of these tokens, int [batch, new].
+
+        Raises InputError if the graph gives those of the last token only.
+        """
         self._from[:] = 0
         try:
             self._run(tokens)
         finally:
             self._from[:] = -1
-        return self._logits()
+        logits = self._logits()
+        if logits.shape[1] != tokens.shape[1]:
+            raise InputError(
+                f"model {self._model.path} gives scores of the last token only, a draft needs "
+                "those of every token: leave draft out, or build the model with all scores"
+            )
+        return logits
 
     def cut(self, length: int) -> None:
         """Forget all tokens of the cache but the first ones."""

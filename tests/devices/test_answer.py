@@ -57,7 +57,9 @@ def test_streamed_tokens_are_the_whole_answer_without_a_tokenizer(
     short = edgec_runtime.load(ending, any_target=True)
     until = expected.tokens.index(end)
     assert list(short.generate(PROMPT, stream="tokens")) == list(expected.tokens[:until])
-    with pytest.raises(InputError, match="stream and cache take one prompt, 2 were given"):
+    with pytest.raises(
+        InputError, match="stream, cache, draft and sinks take one prompt, a list of 2 was given"
+    ):
         bare.generate([PROMPT, PROMPT], stream="tokens")  # type: ignore[call-overload]
 
 

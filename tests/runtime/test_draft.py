@@ -6,11 +6,21 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import numpy as np
 import pytest
-from language_samples import CONTEXT, section, write_decoder
+from bundle_samples import write_sample
+from language_samples import (
+    CONTEXT,
+    VOCABULARY,
+    decoder_graph,
+    section,
+    write_decoder,
+    write_onnx,
+)
+from onnx import helper, numpy_helper
 
 import edgec_runtime
-from edgec_runtime.errors import InputError
+from edgec_runtime.errors import EdgecError, InputError
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 DRAWS: dict[str, Any] = {"temperature": 0.8, "top_k": 20, "seed": 5}
@@ -18,7 +28,7 @@ KINDS = {
     "growing": ({"cache": "growing"}, "past"),
     "shared": ({"cache": "shared"}, "past"),
     "fixed": ({"cache": "shared"}, CONTEXT),
-    "chunks": ({"cache": "growing", "prompt_chunk": 3}, "past"),
+    "chunks": ({"cache": "growing", "prompt_chunk": 5}, "past"),
 }
 
 
@@ -131,33 +141,109 @@ def test_a_stream_that_is_dropped_leaves_what_it_has_read(
     assert (again.tokens, again.cached_tokens) == (expected.tokens, len(PROMPT) - 1)
 
 
-def test_bad_drafts_are_refused(tmp_path: pathlib.Path) -> None:
-    from bundle_samples import write_sample
+def test_nothing_is_guessed_behind_the_context_of_the_draft(
+    model: edgec_runtime.Model, tmp_path: pathlib.Path
+) -> None:
+    made = section(cache="shared", eos=())
+    short = edgec_runtime.load(write_decoder(tmp_path / "short", made, capacity=32))
+    answer = model.generate(PROMPT, max_new_tokens=60, draft=short, draft_tokens=2)
+    assert answer.tokens == model.generate(PROMPT, max_new_tokens=60).tokens
+    assert 32 - len(PROMPT) - 10 < answer.guessed_tokens < 32 - len(PROMPT)
 
+
+@pytest.mark.parametrize("broken", ["model", "draft"])
+def test_a_run_that_fails_leaves_both_caches_true(
+    model: edgec_runtime.Model,
+    draft: edgec_runtime.Model,
+    broken: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failing = {"model": model, "draft": draft}[broken]
+    run = edgec_runtime.Model.run_bound
+    for last in range(1, 16):
+        runs = [0]
+
+        def counting(self: edgec_runtime.Model, binding: Any, runs: Any = runs) -> None:
+            runs[0] += self.session is failing.session
+            if self.session is failing.session and runs[0] == last:  # noqa: B023
+                raise InputError("no more")
+            run(self, binding)
+
+        cache = edgec_runtime.PromptCache()
+        with monkeypatch.context() as patched:
+            patched.setattr(edgec_runtime.Model, "run_bound", counting)
+            with pytest.raises(InputError, match="no more"):
+                model.generate(PROMPT, max_new_tokens=40, draft=draft, cache=cache, draft_tokens=3)
+        for one, kept in ((model, cache), (draft, cache.draft)):
+            follow = [*(kept.tokens or PROMPT), 7]
+            answer = one.generate(follow, max_new_tokens=5, cache=kept)
+            assert answer.cached_tokens == len(follow) - 1 or not answer.cached_tokens
+            assert answer.tokens == one.generate(follow, max_new_tokens=5).tokens
+
+
+def test_scores_of_the_last_token_alone_are_no_use(tmp_path: pathlib.Path) -> None:
+    graph = decoder_graph()
+    head = next(node for node in graph.graph.node if node.output[0] == "logits")
+    index = numpy_helper.from_array(np.array([-1]), "behind")
+    graph.graph.initializer.append(index)
+    last = helper.make_node("Gather", [head.input[0], "behind"], ["final"], axis=1)
+    head.input[0] = "final"
+    place = list(graph.graph.node).index(head)
+    nodes = [*graph.graph.node[:place], last, *graph.graph.node[place:]]
+    del graph.graph.node[:]
+    graph.graph.node.extend(nodes)
+    model = edgec_runtime.load(write_onnx(tmp_path / "last", graph, section(eos=())))
+    draft = load(tmp_path / "all", "growing")
+    alone = model.generate(PROMPT, max_new_tokens=20)
+    assert alone.tokens == draft.generate(PROMPT, max_new_tokens=20).tokens
+    with pytest.raises(InputError, match=r"last gives scores of the last token only, a draft"):
+        model.generate(PROMPT, max_new_tokens=20, draft=draft)
+    assert draft.generate(PROMPT, max_new_tokens=20, draft=model).tokens == alone.tokens
+
+
+def test_a_draft_without_finite_scores_is_named(
+    model: edgec_runtime.Model, tmp_path: pathlib.Path
+) -> None:
+    broken = load(tmp_path / "broken", "growing", scale=float("nan"))
+    with pytest.raises(EdgecError, match=r"draft .*broken: the model gives scores that are not"):
+        model.generate(PROMPT, max_new_tokens=9, draft=broken)
+
+
+def test_a_padded_vocabulary_will_do_where_the_tokenizer_is_the_models(
+    model: edgec_runtime.Model, draft: edgec_runtime.Model
+) -> None:
+    padded = with_vocabulary(draft, VOCABULARY + 60)
+    answer = model.generate(PROMPT, max_new_tokens=20, draft=padded)
+    assert answer.tokens == model.generate(PROMPT, max_new_tokens=20).tokens
+    assert answer.guessed_tokens
+    entries = tuple(entry for entry in padded.manifest.entries if entry.name != "tokenizer.json")
+    manifest = dataclasses.replace(padded.manifest, entries=entries)
+    padded._bundle = dataclasses.replace(padded._bundle, manifest=manifest)
+    with pytest.raises(InputError, match="its vocabulary has 320 tokens, that of the model 260"):
+        model.generate(PROMPT, draft=padded)
+
+
+def with_vocabulary(model: edgec_runtime.Model, size: int) -> edgec_runtime.Model:
+    """The same under a manifest that states another number of scores."""
+    graph = model.manifest.graphs["main"]
+    value = dataclasses.replace(graph.outputs[0], shape=("batch", "new", size))
+    changed = dataclasses.replace(graph, outputs=(value, *graph.outputs[1:]))
+    manifest = dataclasses.replace(model.manifest, graphs={"main": changed})
+    model._bundle = dataclasses.replace(model._bundle, manifest=manifest)
+    return model
+
+
+def test_bad_drafts_are_refused(tmp_path: pathlib.Path) -> None:
     model = load(tmp_path / "model", "growing")
     small = load(tmp_path / "small", "growing")
-    short = edgec_runtime.load(
-        write_decoder(tmp_path / "short", section(cache="shared", eos=()), capacity=32)
-    )
     plain = edgec_runtime.load(write_sample(tmp_path / "plain"))
-    other = load(tmp_path / "other", "growing")
-    value = dataclasses.replace(other.manifest.graphs["main"].outputs[0], shape=("batch", "new", 9))
-    graph = other.manifest.graphs["main"]
-    changed = dataclasses.replace(graph, outputs=(value, *graph.outputs[1:]))
-    manifest = dataclasses.replace(other.manifest, graphs={"main": changed})
-    other._bundle = dataclasses.replace(other._bundle, manifest=manifest)
     for options, message in (
         ({"draft": small, "draft_tokens": 0}, "draft_tokens is 0, expected a whole number from 1"),
         ({"draft_tokens": 3}, "draft_tokens is 3, and there is no draft"),
         ({"draft": plain}, "draft .*plain: it is no language model"),
-        ({"draft": short}, "draft .*short: it has room for 32 tokens, prompt and answer may have"),
-        ({"draft": other}, "its vocabulary has 9 tokens, that of the model 260: take a draft"),
+        ({"draft": "small.edgec"}, "draft is 'small.edgec', expected a model"),
     ):
         with pytest.raises(InputError, match=message):
             model.generate(PROMPT, **options)
-    with pytest.raises(
-        InputError, match="stream, cache, draft and sinks take one prompt, 2 were given"
-    ):
+    with pytest.raises(InputError, match="draft and sinks take one prompt, a list of 2 was given"):
         model.generate([PROMPT, PROMPT], draft=small)
-    answer = model.generate(PROMPT, max_new_tokens=32 - len(PROMPT), draft=short)
-    assert answer.tokens == model.generate(PROMPT, max_new_tokens=24).tokens

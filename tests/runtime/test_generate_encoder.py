@@ -139,7 +139,7 @@ def test_a_model_without_an_encoder_has_nothing_to_encode(tmp_path: pathlib.Path
         (
             samples.features(2),
             {"stream": True},
-            "stream, cache, draft and sinks take one prompt, 2 were given",
+            "stream, cache, draft and sinks take one prompt, a list of 2 was given",
         ),
     ],
 )

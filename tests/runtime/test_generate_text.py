@@ -168,7 +168,7 @@ def test_several_threads_share_one_model(model: edgec_runtime.Model) -> None:
         (
             [[1], [2]],
             {"stream": True},
-            "stream, cache, draft and sinks take one prompt, 2 were given",
+            "stream, cache, draft and sinks take one prompt, a list of 2 was given",
         ),
         (
             [[1], [2]],

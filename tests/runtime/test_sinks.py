@@ -78,5 +78,5 @@ def test_what_does_not_fit_together_is_refused(model: edgec_runtime.Model) -> No
             model.generate(PROMPT, **options)
     with pytest.raises(InputError, match="the prompt has 25 tokens"):
         model.generate([1] * 25, max_new_tokens=5, sinks=4)
-    with pytest.raises(InputError, match="draft and sinks take one prompt, 2 were given"):
+    with pytest.raises(InputError, match="draft and sinks take one prompt, a list of 2 was given"):
         model.generate([PROMPT, PROMPT], max_new_tokens=5, sinks=4)
