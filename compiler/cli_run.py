@@ -60,7 +60,8 @@ _TALK = (
 @click.option(
     "--sinks",
     type=click.IntRange(0),
-    help="Go on where the context is full, with this many tokens of the beginning (such as 4).",
+    help="Go on where the context is full, with this many tokens of the beginning (such as 4); "
+    "needs --max-new-tokens.",
 )
 @click.option(
     "--on",
@@ -125,6 +126,10 @@ def _answer(
         raise click.UsageError("--draft-tokens needs --draft")
     if draft is not None and device is not None:
         raise click.UsageError("--draft and --on exclude each other")
+    if draft is not None and talk["sinks"] is not None:
+        raise click.UsageError("--draft and --sinks exclude each other")
+    if talk["sinks"] is not None and talk["max_new_tokens"] is None:
+        raise click.UsageError("--sinks needs --max-new-tokens")
     if prompt == "-":
         prompt = sys.stdin.read().removesuffix("\n")
     opening = Opening(options["threads"], options["any_target"], talk.pop("raw"), device, draft)

@@ -113,11 +113,12 @@ class SharedCache:
         """Make room for that many tokens; longer buffers take over what is in the old ones."""
         if length <= min(array.shape[2] for array in self._arrays):
             return
-        old, self._binding = self._arrays, None
-        self._arrays = [t.empty(len(old[0]), length) for t in self._tensors]
-        for array, before in zip(self._arrays, old, strict=True):
+        old = self._arrays
+        arrays = [t.empty(len(old[0]), length) for t in self._tensors]
+        for array, before in zip(arrays, old, strict=True):
             array[:, :, : self.length] = before[:, :, : self.length]
-        self._values = [ort_value(array) for array in self._arrays]
+        values = [ort_value(array) for array in arrays]
+        self._arrays, self._values, self._binding = arrays, values, None
 
     def bind(self, binding: onnxruntime.IOBinding) -> None:
         """Bind each buffer as input and as output, once for many runs."""
@@ -165,7 +166,7 @@ class PromptCache:
 
     @property
     def draft(self) -> PromptCache:
-        """What the draft of the latest answers has read, if they had one."""
+        """What the latest draft has read; its memory is free when this cache is."""
         with self._lock:
             self._draft = self._draft or PromptCache()
             return self._draft

@@ -62,7 +62,9 @@ def open_draft(
     count: guesses at once. room: tokens of prompt and answer. settings: of the answer. kept: what
     earlier answers have read. Raises InputError if the draft cannot guess for this model.
     """
-    if not hasattr(draft, "manifest"):
+    from edgec_runtime.session import Model
+
+    if not isinstance(draft, Model):
         raise InputError(f"draft is {draft!r}, expected a model: edgec_runtime.load(...)")
     count = _COUNT if count is None else count
     if type(count) is not int or count < 1:
@@ -76,16 +78,29 @@ def open_draft(
     assert target is not None
     theirs = vocabulary_size(model.manifest, target)
     own = vocabulary_size(draft.manifest, generation)
-    alike = _tokenizer(draft.manifest, generation) == _tokenizer(model.manifest, target) is not None
-    if None not in (own, theirs) and own != theirs and not alike:  # else one is padded
+    tokenizer = _tokenizer(draft.manifest, generation)
+    alike = tokenizer is not None and tokenizer == _tokenizer(model.manifest, target)
+    if (own is None or own != theirs) and not alike:  # else one is padded
+        told, expected = own or "an unknown number of", theirs or "an unknown number"
         raise InputError(
-            f"{where}: its vocabulary has {own} tokens, that of the model {theirs}: take a draft "
+            f"{where}: its vocabulary has {told} tokens, that of the model {expected}: take one "
             "with the model's own tokenizer"
         )
-    room = min(room, context_limit(draft.manifest, generation))
     count = min(count, target.prompt_chunk - 1)  # so many scores at once are meant to fit
+    if count == 0:
+        raise InputError(f"model {model.path} reads one token a run: leave draft out")
+    if _positions(model.manifest, target) == 1:
+        raise InputError(f"model {model.path} gives scores of its last token only: leave draft out")
+    room = min(room, context_limit(draft.manifest, generation))
     greedy = dataclasses.replace(settings, temperature=0.0)
-    return Draft(copy.copy(draft), generation, count, room, theirs, greedy, kept and kept.draft)
+    known = min(own or 1 << 31, theirs or 1 << 31)
+    return Draft(copy.copy(draft), generation, count, room, known, greedy, kept and kept.draft)
+
+
+def _positions(manifest: Manifest, generation: Generation) -> int | str | None:
+    """How many tokens the graph gives scores of, if that is fixed."""
+    outputs = {value.name: value for value in manifest.graphs["main"].outputs}
+    return outputs[generation.logits].shape[1]
 
 
 def _tokenizer(manifest: Manifest, generation: Generation) -> str | None:
@@ -103,13 +118,13 @@ class Draft:
         generation: Generation,
         count: int,
         room: int,
-        vocabulary: int | None,
+        vocabulary: int,
         settings: Sampling,
         kept: PromptCache | None,
     ) -> None:
         """As ``open_draft``, which checks them. model: one whose adapter nobody changes.
 
-        vocabulary: tokens that may be guessed, None for all.
+        vocabulary: tokens that both models know.
         """
         self.count, self.room, self._vocabulary = count, room, vocabulary
         self.guessed = self.accepted = 0
@@ -122,7 +137,9 @@ class Draft:
         self._sure = 0  # so many of them are no guesses
 
     def guess(self, tokens: Sequence[int], count: int) -> list[int]:
-        """The likeliest tokens behind ``tokens``, at least one."""
+        """The likeliest tokens behind ``tokens``; none behind one that the draft does not know."""
+        if max(tokens[self._sure :]) >= self._vocabulary:
+            return []
         scores = self._scores(tokens)
         guesses: list[int] = []
         while True:
@@ -163,9 +180,9 @@ class Draft:
         cache = None
         if self._kept is not None:
             cache = self._kept.take(model.session, model.adapter, tokens)
-        self._read, self._sure = list(tokens), len(tokens)
-        self._cache = cache or new_cache(model.manifest, generation, 1)
-        self._cache.reserve(self.room)
+        cache = cache or new_cache(model.manifest, generation, 1)
+        cache.reserve(self.room)
+        self._read, self._sure, self._cache = list(tokens), len(tokens), cache
         self._reader = Reader(model, generation, self._cache, [len(tokens)], {})
         return self._reader.read([tokens])
 

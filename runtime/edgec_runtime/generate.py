@@ -134,9 +134,10 @@ def generate(
     start: tokens that the answers begin with, in place of those that the bundle states for a
     model with an encoder (language and task of a transcription); they are no part of the answers.
     draft: a smaller model of the same vocabulary that guesses what comes, draft_tokens (2) at
-    once; the answer stays that of the model itself. One prompt at a time.
+    once, at most prompt_chunk - 1, up to the end of its own context; the answer stays that of the
+    model itself. One prompt at a time.
     sinks: go on where the context is full, with so many tokens of the beginning and the newer half
-    of the others. One prompt at a time.
+    of the others; needs max_new_tokens. One prompt at a time.
     Returns a Completion for one prompt, a list of them for several, pieces or tokens if streamed.
     Raises InputError for a wrong argument, for a prompt that is empty or too long, and if the
     bundle is no language model; EdgecError for an optional package that is not installed.
@@ -318,10 +319,14 @@ def _limit(
     if wrong is not None:
         raise InputError(f"the prompt has the token {wrong}, expected 0 to {count - 1}")
     width, limit = max(map(len, rows)), context_limit(model.manifest, generation)
-    if width + (1 if endless else asked or 1) > limit:
-        answer = f", max_new_tokens is {asked}" if asked else ""
+    if width >= limit:
         raise InputError(
-            f"the prompt has {width} tokens{answer}; the model has room for {limit} together: "
+            f"the prompt has {width} tokens; the model has room for {limit} with the answer: "
             "shorten the prompt"
+        )
+    if not endless and width + (asked or 0) > limit:
+        raise InputError(
+            f"the prompt has {width} tokens, max_new_tokens is {asked}; the model has room for "
+            f"{limit} together: shorten the prompt, lower max_new_tokens, or give sinks"
         )
     return asked or limit - width

@@ -84,8 +84,8 @@ class Reader:
         logits = self._logits()
         if logits.shape[1] != tokens.shape[1]:
             raise InputError(
-                f"model {self._model.path} gives scores of the last token only, a draft needs "
-                "those of every token: leave draft out, or build the model with all scores"
+                f"model {self._model.path} gives scores of its last token only, expected those "
+                "of every token that it reads: leave draft out"
             )
         return logits
 

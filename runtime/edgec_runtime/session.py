@@ -286,7 +286,8 @@ class Model:
         try:
             return run(None if adapter is None else adapter.options())
         except Exception as error:  # onnxruntime's errors derive from Exception alone
-            if not from_onnxruntime(error):
+            # a run with bound tensors raises plain RuntimeErrors
+            if not from_onnxruntime(error) and type(error) is not RuntimeError:
                 raise
             raise InputError(
                 f"model {self.path}: cannot run these inputs: {one_line(error)}"

@@ -5,8 +5,9 @@
 
 A model attends much to its very first tokens, whatever they say, and loses itself without them.
 When the context is full, the first ``sinks`` tokens stay in the cache, the older half of those
-behind them is forgotten, and the newer half is read again at its new positions. That is one pause
-for each half of a context; in between a step costs what it always does.
+behind them is forgotten, and the newer half is read again at its new positions. That is a pause as
+long as a prompt of that length takes; in between a step costs what it always does. A repetition
+penalty still knows the tokens that are forgotten.
 
 Source: Xiao et al. 2023 (arXiv:2309.17453), sections 3.1 and 3.2. There the cache of the newer
 tokens is kept and forgets one token a step, here they are read again, so that nothing in the cache
@@ -39,7 +40,10 @@ def check_sinks(sinks: int, context: int, asked: int | None) -> None:
             f"sinks is {sinks!r}, expected a whole number from 0 to {most}, half of the context"
         )
     if asked is None:
-        raise InputError("sinks needs max_new_tokens: the context does not end the answer")
+        raise InputError(
+            "sinks is given without max_new_tokens: the context ends no such answer, say how many "
+            "tokens it may have"
+        )
 
 
 class SinkReader:
@@ -67,6 +71,6 @@ class SinkReader:
         if not full:
             return self._reader.feed(tokens)
         self._reader.cut(self._sinks)
-        half = (self._room - self._sinks) // 2
+        half = max(1, (self._room - self._sinks) // 2)
         del self._seen[self._sinks : self._sinks + half]
         return self._reader.read([self._seen])

@@ -127,6 +127,8 @@ def test_options_of_a_draft_are_checked(bundle: str, small: str, cnn_bundle: pat
         (("--prompt", "x", "--draft-tokens", "3"), "--draft-tokens needs --draft"),
         (("--prompt", "x", "--draft", small, "--on", "native"), "--draft and --on exclude"),
         (("--draft", small), "--draft needs --prompt"),
+        (("--prompt", "x", "--draft", small, "--sinks", "0"), "--draft and --sinks exclude"),
+        (("--prompt", "x", "--sinks", "4"), "--sinks needs --max-new-tokens"),
     ):
         result = run(bundle, *options)
         assert result.exit_code == 2 and message in result.stderr

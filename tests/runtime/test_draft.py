@@ -20,6 +20,7 @@ from language_samples import (
 from onnx import helper, numpy_helper
 
 import edgec_runtime
+from edgec_runtime.bundle import read_bundle
 from edgec_runtime.errors import EdgecError, InputError
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -181,6 +182,32 @@ def test_a_run_that_fails_leaves_both_caches_true(
             assert answer.tokens == one.generate(follow, max_new_tokens=5).tokens
 
 
+def test_a_draft_that_is_interrupted_makes_no_claim(
+    draft: edgec_runtime.Model, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, cache = load(tmp_path / "other", "shared"), edgec_runtime.PromptCache()
+    model.generate(PROMPT, max_new_tokens=6, cache=cache, draft=draft)
+    follow = [*PROMPT, *[11] * 30]
+
+    def interrupted(array: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("edgec_runtime.cache.ort_value", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            model.generate(follow, max_new_tokens=30, draft=draft, cache=cache)
+    answer = draft.generate(follow, max_new_tokens=6, cache=cache.draft)
+    assert answer.tokens == draft.generate(follow, max_new_tokens=6).tokens
+
+
+def test_a_run_that_onnxruntime_refuses_names_the_draft(
+    model: edgec_runtime.Model, draft: edgec_runtime.Model
+) -> None:
+    # tokens that its table has not, in spite of its manifest
+    with pytest.raises(InputError, match=r"draft.*: cannot run these inputs: .*Gather"):
+        with_vocabulary(draft, 400).generate([300, 301])
+
+
 def test_scores_of_the_last_token_alone_are_no_use(tmp_path: pathlib.Path) -> None:
     graph = decoder_graph()
     head = next(node for node in graph.graph.node if node.output[0] == "logits")
@@ -196,7 +223,7 @@ def test_scores_of_the_last_token_alone_are_no_use(tmp_path: pathlib.Path) -> No
     draft = load(tmp_path / "all", "growing")
     alone = model.generate(PROMPT, max_new_tokens=20)
     assert alone.tokens == draft.generate(PROMPT, max_new_tokens=20).tokens
-    with pytest.raises(InputError, match=r"last gives scores of the last token only, a draft"):
+    with pytest.raises(InputError, match=r"last gives scores of its last token only, expected"):
         model.generate(PROMPT, max_new_tokens=20, draft=draft)
     assert draft.generate(PROMPT, max_new_tokens=20, draft=model).tokens == alone.tokens
 
@@ -209,21 +236,44 @@ def test_a_draft_without_finite_scores_is_named(
         model.generate(PROMPT, max_new_tokens=9, draft=broken)
 
 
-def test_a_padded_vocabulary_will_do_where_the_tokenizer_is_the_models(
-    model: edgec_runtime.Model, draft: edgec_runtime.Model
+def test_tokens_that_the_draft_does_not_know_end_its_guesses(
+    model: edgec_runtime.Model, tmp_path: pathlib.Path
 ) -> None:
-    padded = with_vocabulary(draft, VOCABULARY + 60)
-    answer = model.generate(PROMPT, max_new_tokens=20, draft=padded)
+    graph, known = decoder_graph(), 200
+    for tensor in graph.graph.initializer:
+        if tensor.name in ("table", "head"):
+            rows = numpy_helper.to_array(tensor)
+            cut = rows[:known] if tensor.name == "table" else rows[:, :known]
+            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(cut), tensor.name))
+    graph.graph.output[0].type.tensor_type.shape.dim[2].dim_value = known
+    draft = edgec_runtime.load(write_onnx(tmp_path / "few", graph, section(eos=(), bos=None)))
+    alone = model.generate(PROMPT, max_new_tokens=40, **DRAWS)
+    first = next(place for place, token in enumerate(alone.tokens) if token >= known)
+    answer = model.generate(PROMPT, max_new_tokens=40, draft=draft, **DRAWS)
+    assert answer.tokens == alone.tokens
+    assert answer.guessed_tokens <= 2 * first
+    assert model.generate([250, 3], max_new_tokens=9, draft=draft).guessed_tokens == 0
+
+
+@pytest.mark.parametrize("size", [VOCABULARY + 60, "vocabulary"])
+def test_another_vocabulary_will_do_where_the_tokenizer_is_the_models(
+    model: edgec_runtime.Model, draft: edgec_runtime.Model, size: int | str
+) -> None:
+    other = with_vocabulary(draft, size)
+    answer = model.generate(PROMPT, max_new_tokens=20, draft=other)
     assert answer.tokens == model.generate(PROMPT, max_new_tokens=20).tokens
     assert answer.guessed_tokens
-    entries = tuple(entry for entry in padded.manifest.entries if entry.name != "tokenizer.json")
-    manifest = dataclasses.replace(padded.manifest, entries=entries)
-    padded._bundle = dataclasses.replace(padded._bundle, manifest=manifest)
-    with pytest.raises(InputError, match="its vocabulary has 320 tokens, that of the model 260"):
-        model.generate(PROMPT, draft=padded)
+    entries = tuple(entry for entry in other.manifest.entries if entry.name != "tokenizer.json")
+    manifest = dataclasses.replace(other.manifest, entries=entries)
+    other._bundle = dataclasses.replace(other._bundle, manifest=manifest)
+    told = size if isinstance(size, int) else "an unknown number of"
+    with pytest.raises(
+        InputError, match=f"its vocabulary has {told} tokens, that of the model 260"
+    ):
+        model.generate(PROMPT, draft=other)
 
 
-def with_vocabulary(model: edgec_runtime.Model, size: int) -> edgec_runtime.Model:
+def with_vocabulary(model: edgec_runtime.Model, size: int | str) -> edgec_runtime.Model:
     """The same under a manifest that states another number of scores."""
     graph = model.manifest.graphs["main"]
     value = dataclasses.replace(graph.outputs[0], shape=("batch", "new", size))
@@ -242,8 +292,12 @@ def test_bad_drafts_are_refused(tmp_path: pathlib.Path) -> None:
         ({"draft_tokens": 3}, "draft_tokens is 3, and there is no draft"),
         ({"draft": plain}, "draft .*plain: it is no language model"),
         ({"draft": "small.edgec"}, "draft is 'small.edgec', expected a model"),
+        ({"draft": read_bundle(small.path)}, "expected a model: edgec_runtime.load"),
     ):
         with pytest.raises(InputError, match=message):
             model.generate(PROMPT, **options)
+    slow = load(tmp_path / "slow", "growing", changes={"prompt_chunk": 1})
+    with pytest.raises(InputError, match="slow reads one token a run: leave draft out"):
+        slow.generate(PROMPT, draft=small)
     with pytest.raises(InputError, match="draft and sinks take one prompt, a list of 2 was given"):
         model.generate([PROMPT, PROMPT], draft=small)

@@ -157,7 +157,7 @@ def test_several_threads_share_one_model(model: edgec_runtime.Model) -> None:
         ("\ud800", {}, "the prompt is not valid Unicode"),
         ([260], {}, "the prompt has the token 260, expected 0 to 259"),
         ([-1], {}, "the prompt has the token -1, expected 0 to 259"),
-        ([1] * 96, {}, "the prompt has 96 tokens; the model has room for 96 together: shorten"),
+        ([1] * 96, {}, "the prompt has 96 tokens; the model has room for 96 with the answer"),
         ([1] * 90, {"max_new_tokens": 7}, "has 90 tokens, max_new_tokens is 7; the model has"),
         ([1], {"max_new_tokens": 0}, "max_new_tokens is 0, expected a whole number from 1 up"),
         ([1], {"max_new_tokens": True}, "max_new_tokens is True"),

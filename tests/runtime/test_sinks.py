@@ -71,12 +71,45 @@ def test_what_does_not_fit_together_is_refused(model: edgec_runtime.Model) -> No
     for options, message in (
         ({"sinks": -1, "max_new_tokens": 50}, "sinks is -1, expected a whole number from 0 to 12"),
         ({"sinks": 13, "max_new_tokens": 50}, "from 0 to 12, half of the context"),
-        ({"sinks": 4}, "sinks needs max_new_tokens"),
+        ({"sinks": 4}, "sinks is given without max_new_tokens"),
         ({"sinks": 4, "max_new_tokens": 50, "draft": model}, "draft and sinks exclude each other"),
     ):
         with pytest.raises(InputError, match=message):
             model.generate(PROMPT, **options)
-    with pytest.raises(InputError, match="the prompt has 25 tokens"):
-        model.generate([1] * 25, max_new_tokens=5, sinks=4)
+    for count in (24, 25):
+        message = f"the prompt has {count} tokens; the model has room for 24 with the answer"
+        with pytest.raises(InputError, match=message):
+            model.generate([1] * count, max_new_tokens=5, sinks=4)
+    assert len(model.generate([1] * 23, max_new_tokens=5, sinks=4).tokens) == 5
     with pytest.raises(InputError, match="draft and sinks take one prompt, a list of 2 was given"):
         model.generate([PROMPT, PROMPT], max_new_tokens=5, sinks=4)
+
+
+def test_a_run_that_fails_leaves_the_cache_true(
+    model: edgec_runtime.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = edgec_runtime.Model.run_bound
+    for last in range(2, 26):  # before the context is full, when it is read again, and behind that
+        left = [last]
+
+        def failing(self: edgec_runtime.Model, binding: Any, left: list[int] = left) -> None:
+            left[0] -= 1
+            if left[0] == 0:
+                raise InputError("no more")
+            run(self, binding)
+
+        cache = edgec_runtime.PromptCache()
+        with monkeypatch.context() as patched:
+            patched.setattr(edgec_runtime.Model, "run_bound", failing)
+            with pytest.raises(InputError, match="no more"):
+                model.generate(PROMPT, max_new_tokens=80, sinks=4, cache=cache)
+        follow = [*cache.tokens[:20], 7]
+        answer = model.generate(follow, max_new_tokens=3, cache=cache)
+        assert answer.cached_tokens == len(follow) - 1
+        assert answer.tokens == model.generate(follow, max_new_tokens=3).tokens
+
+
+def test_the_smallest_context_is_enough(tmp_path: pathlib.Path) -> None:
+    path = write_decoder(tmp_path / "a", section(eos=(), cache="shared"), capacity=2)
+    answer = edgec_runtime.load(path).generate([3], max_new_tokens=9, sinks=1)
+    assert len(answer.tokens) == 9
